@@ -1,0 +1,107 @@
+"""Mixing weights: what each node puts on the models it has, its own included.
+
+Invariant: a node's own weight is 1 minus the others', added one by one in sorted order. So every row sums to 1, a row
+of `mixing_matrix` is bit for bit what a live peer uses, and `with_missing` of nothing changes no bit.
+"""
+
+from collections.abc import Collection, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from p2pfl.errors import TopologyError
+from p2pfl.graphs.topology import Topology
+
+
+def metropolis(degree: int, neighbor_degrees: Mapping[int, int]) -> dict[int, float]:
+    """Weight each neighbor by 1 / (1 + the larger degree); self keeps the rest, which is not in the result.
+
+    Needs only local knowledge, and gives a symmetric, doubly stochastic matrix on any
+    connected graph, so the network's average is preserved.
+
+    Args:
+        degree: this peer's degree, not below the number of neighbors given.
+        neighbor_degrees: degree of each neighbor, as carried in its share.
+
+    Raises:
+        TopologyError: more neighbors than the degree.
+
+    Source: Xiao and Boyd, "Fast linear iterations for distributed averaging", 2004, section 4.
+    """
+    if len(neighbor_degrees) > degree:
+        raise TopologyError(
+            f"{len(neighbor_degrees)} neighbors, but degree {degree}: give the degree of the whole view"
+        )
+    return {neighbor: 1 / (1 + max(degree, neighbor_degrees[neighbor])) for neighbor in sorted(neighbor_degrees)}
+
+
+def mixing_weights(topology: Topology, node: int) -> dict[int, float]:
+    """The node's row of the mixing matrix: itself first, then its sources in order.
+
+    The topology's own weights if it has any; Metropolis–Hastings if it is undirected; else 1 / (1 + in-degree) each.
+
+    Raises:
+        TopologyError: no such node, or directed, without weights, and of unequal degrees.
+    """
+    sources = topology.sources(node)
+    if topology.weights is not None:
+        return _with_self(node, topology.weights_on(node))
+    if not topology.directed:
+        return _with_self(node, metropolis(len(sources), {source: topology.degree(source) for source in sources}))
+    if not topology.regular:
+        raise TopologyError(
+            f"topology {topology.name!r} is directed and its degrees differ, so equal weights would not be doubly "
+            "stochastic and the average would drift: let every node receive and send the same number, give weights, "
+            "or make it undirected"
+        )
+    return _with_self(node, {source: 1 / (1 + len(sources)) for source in sources})
+
+
+def with_missing(weights: Mapping[int, float], node: int, missing: Collection[int]) -> dict[int, float]:
+    """Give the weight of missing neighbors to self; the others keep theirs, nothing is renormalized.
+
+    Rows still sum to 1, columns do not: under loss the network's average drifts.
+
+    Args:
+        weights: the node's, as `mixing_weights` gives them.
+        node: whose they are.
+        missing: neighbors of whom nothing came this round.
+
+    Raises:
+        TopologyError: one of the missing is no neighbor.
+    """
+    strangers = sorted(set(missing) - (set(weights) - {node}))
+    if strangers:
+        raise TopologyError(f"node {strangers[0]} cannot be missing at node {node}: it is no neighbor")
+    return _with_self(
+        node, {other: weight for other, weight in weights.items() if other != node and other not in missing}
+    )
+
+
+def mixing_matrix(topology: Topology) -> npt.NDArray[np.float64]:
+    """The weights of all nodes: row i is what node i puts on each; [nodes, nodes]."""
+    matrix = np.zeros((topology.nodes, topology.nodes))
+    for node in range(topology.nodes):
+        for source, weight in mixing_weights(topology, node).items():
+            matrix[node, source] = weight
+    return matrix
+
+
+def spectral_gap(matrix: npt.NDArray[np.float64]) -> float:
+    """1 minus the second largest |eigenvalue|: 1 is consensus in one round, 0 is never.
+
+    Args:
+        matrix: rows sum to 1; [nodes, nodes]. Symmetric to the bit is faster and more exact.
+    """
+    if len(matrix) == 1:
+        return 1.0
+    symmetric = np.array_equal(matrix, matrix.T)
+    eigenvalues = np.linalg.eigvalsh(matrix) if symmetric else np.linalg.eigvals(matrix)
+    return 1 - float(np.sort(np.abs(eigenvalues))[-2])
+
+
+def _with_self(node: int, others: Mapping[int, float]) -> dict[int, float]:
+    rest = 0.0
+    for other in sorted(others):  # not sum(): from Python 3.12 on it compensates, and peers would differ in a bit
+        rest += others[other]
+    return {node: 1 - rest, **{other: others[other] for other in sorted(others)}}

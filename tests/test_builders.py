@@ -1,0 +1,226 @@
+import networkx as nx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2pfl.errors import TopologyError, UsageError
+from p2pfl.graphs import builders
+from p2pfl.graphs.named import NAMES, build, describe
+from p2pfl.graphs.topology import Topology
+
+WITHOUT_OPTIONS = ["ring", "chain", "star", "complete", "exponential", "exponential-symmetric"]
+
+
+@pytest.mark.parametrize("name", [*WITHOUT_OPTIONS, "grid", "torus", "random-regular:k=0"])
+def test_one_node_has_no_edges(name: str) -> None:
+    assert build(name, 1).edges == ()
+
+
+@pytest.mark.parametrize("name", [*WITHOUT_OPTIONS, "grid", "torus", "random-regular:k=1"])
+def test_two_nodes_are_linked_once(name: str) -> None:
+    topology = build(name, 2)
+    assert topology.edges == (((0, 1), (1, 0)) if topology.directed else ((0, 1),))
+
+
+@pytest.mark.parametrize(
+    ("spec", "nodes", "edges"),
+    [
+        ("ring", 3, ((0, 1), (0, 2), (1, 2))),
+        ("ring", 4, ((0, 1), (0, 3), (1, 2), (2, 3))),
+        ("chain", 4, ((0, 1), (1, 2), (2, 3))),
+        ("star", 4, ((0, 1), (0, 2), (0, 3))),
+        ("complete", 4, ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))),
+        ("grid", 6, ((0, 1), (0, 3), (1, 2), (1, 4), (2, 5), (3, 4), (4, 5))),
+        ("grid:cols=2", 6, ((0, 1), (0, 2), (1, 3), (2, 3), (2, 4), (3, 5), (4, 5))),
+        ("torus", 4, ((0, 1), (0, 2), (1, 3), (2, 3))),
+        ("torus", 6, ((0, 1), (0, 2), (0, 3), (1, 2), (1, 4), (2, 5), (3, 4), (3, 5), (4, 5))),
+        ("torus:rows=1", 5, ((0, 1), (0, 4), (1, 2), (2, 3), (3, 4))),
+        ("torus:cols=1", 5, ((0, 1), (0, 4), (1, 2), (2, 3), (3, 4))),
+        ("exponential", 3, ((0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1))),
+        ("exponential", 4, ((0, 1), (0, 2), (1, 2), (1, 3), (2, 0), (2, 3), (3, 0), (3, 1))),
+        ("exponential-symmetric", 4, ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))),
+    ],
+)
+def test_small_topologies_edge_by_edge(spec: str, nodes: int, edges: tuple[tuple[int, int], ...]) -> None:
+    assert build(spec, nodes).edges == edges
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("ring", (16, 25, 64)),
+        ("chain", (15, 24, 63)),
+        ("star", (15, 24, 63)),
+        ("complete", (120, 300, 2016)),
+        ("torus", (32, 50, 128)),
+        ("grid", (24, 40, 112)),
+        ("exponential", (64, 125, 384)),
+        ("exponential-symmetric", (56, 125, 352)),
+        ("random-regular", (32, 50, 128)),
+    ],
+)
+def test_edge_counts(name: str, counts: tuple[int, int, int]) -> None:
+    assert tuple(len(build(name, nodes).edges) for nodes in (16, 25, 64)) == counts
+
+
+def test_torus_and_grid_agree_with_networkx() -> None:
+    for rows, cols in ((1, 4), (2, 2), (2, 5), (3, 3), (3, 4), (5, 2)):
+        torus = builders.torus(rows * cols, rows, cols).to_networkx()
+        grid = builders.grid(rows * cols, rows, cols).to_networkx()
+        number = {(i, j): i * cols + j for i in range(rows) for j in range(cols)}
+        right = nx.relabel_nodes(nx.grid_2d_graph(rows, cols), number)
+        assert set(map(frozenset, grid.edges)) == set(map(frozenset, right.edges))
+        closed = nx.relabel_nodes(nx.grid_2d_graph(rows, cols, periodic=True), number)
+        assert set(map(frozenset, torus.edges)) == {frozenset(edge) for edge in closed.edges if edge[0] != edge[1]}
+
+
+def test_two_rows_have_no_double_edges() -> None:
+    assert [builders.torus(10, rows=2).degree(node) for node in range(10)] == [3] * 10
+    assert [builders.torus(4).degree(node) for node in range(4)] == [2] * 4
+
+
+def is_prime(number: int) -> bool:
+    return number > 1 and all(number % d for d in range(2, number))
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.sampled_from(NAMES), st.integers(1, 48))
+def test_every_topology_is_connected_where_there_is_one(name: str, nodes: int) -> None:
+    if (name in ("grid", "torus") and nodes > 2 and is_prime(nodes)) or (name == "random-regular" and nodes <= 4):
+        with pytest.raises(TopologyError):
+            build(name, nodes)
+        return
+    topology = build(name, nodes)
+    assert topology.nodes == nodes
+    assert topology.connected
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3, 4])
+def test_the_mend_of_a_small_random_regular_works(nodes: int) -> None:
+    with pytest.raises(TopologyError) as caught:
+        build("random-regular", nodes)
+    assert build(f"random-regular:{str(caught.value).split()[-1]}", nodes).connected
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 30).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n - 1))), st.integers(0, 99))
+def test_random_regular_is_regular_and_repeats(nodes_k: tuple[int, int], seed: int) -> None:
+    nodes, k = nodes_k
+    if nodes * k % 2 or k < min(2, nodes - 1):
+        with pytest.raises(TopologyError, match="take k="):
+            builders.random_regular(nodes, k, seed)
+        return
+    topology = builders.random_regular(nodes, k, seed)
+    assert [topology.degree(node) for node in range(nodes)] == [k] * nodes
+    assert topology.connected
+    assert topology == builders.random_regular(nodes, k, seed)
+
+
+def test_random_regular_draws_are_pinned() -> None:
+    # Every peer draws its own: another networkx must draw the same, or peers of two versions would not fit together.
+    assert builders.random_regular(8, k=3, seed=1).edges == (
+        (0, 1),
+        (0, 3),
+        (0, 4),
+        (1, 4),
+        (1, 7),
+        (2, 3),
+        (2, 5),
+        (2, 6),
+        (3, 7),
+        (4, 6),
+        (5, 6),
+        (5, 7),
+    )
+    assert builders.random_regular(6, k=4, seed=0).edges == (
+        (0, 2),
+        (0, 3),
+        (0, 4),
+        (0, 5),
+        (1, 2),
+        (1, 3),
+        (1, 4),
+        (1, 5),
+        (2, 3),
+        (2, 5),
+        (3, 4),
+        (4, 5),
+    )
+
+
+def test_random_regular_redraws_until_connected() -> None:
+    assert not nx.is_connected(nx.random_regular_graph(2, 64, seed=0))
+    drawn = builders.random_regular(64, k=2, seed=0)
+    assert drawn.connected
+    assert drawn.edges == builders.random_regular(64, k=2, seed=3).edges  # the first connected draw
+    assert drawn.name == "random-regular:k=2,seed=0"
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("torus", "torus"),
+        ("torus:rows=2", "torus:rows=2,cols=6"),
+        ("grid:cols=3", "grid:rows=4,cols=3"),
+        ("random-regular", "random-regular:k=4,seed=0"),
+        ("random-regular:seed=7", "random-regular:k=4,seed=7"),
+        (" ring ", "ring"),
+    ],
+)
+def test_the_name_makes_the_same_topology_again(spec: str, name: str) -> None:
+    topology = build(spec, 12)
+    assert topology.name == name
+    assert build(name, 12) == topology
+
+
+@pytest.mark.parametrize(
+    ("spec", "nodes", "says"),
+    [
+        ("tours", 9, "did you mean 'torus'"),
+        ("random_regular", 9, "did you mean 'random-regular'"),
+        ("zzz", 9, r"no topology 'zzz'\. There are: ring, chain,"),
+        ("ring:k=3", 9, "no option 'k': it has none"),
+        ("torus:r=3", 9, "its options are rows, cols"),
+        ("random-regular:nodes=3", 9, "its options are k, seed"),
+        ("random-regular:k=four", 9, "cannot be 'four'"),
+        ("torus:rows=1.5", 9, "cannot be '1.5'"),
+        ("torus", 7, "7 is prime.*6 or 8 peers.*'ring'"),
+        ("grid", 3, "3 is prime.*2 or 4 peers.*'chain'"),
+        ("torus:rows=3", 8, "one of 1, 2, 4, 8"),
+        ("torus:rows=2,cols=3", 8, "2 x 3"),
+        ("grid:rows=0", 8, "come out even with 0"),
+        ("grid:rows=-2,cols=-4", 8, "one of 1, 2, 4, 8"),
+        ("random-regular:k=3", 5, "even; take k=2 or k=4, or one peer more or less"),
+        ("random-regular:k=1", 6, "k must be 2 to 5; take k=2"),
+        ("random-regular", 4, "k must be 2 to 3; take k=2 or k=3"),
+        ("random-regular", 3, "k must be 2; take k=2"),
+        *((name, 0, "at least 1") for name in NAMES),
+        *((name, -3, "at least 1") for name in NAMES),
+    ],
+)
+def test_bad_specs_are_refused_with_the_mend(spec: str, nodes: int, says: str) -> None:
+    with pytest.raises(TopologyError, match=says):
+        build(spec, nodes)
+
+
+@pytest.mark.parametrize("spec", ["", "torus:", "torus:rows", "torus:rows=2,rows=2", "os:system"])
+def test_text_of_another_form_is_refused(spec: str) -> None:
+    with pytest.raises(UsageError):
+        build(spec, 4)
+
+
+def test_a_topology_already_made_is_only_checked_to_fit() -> None:
+    topology = Topology("mine", 3, ((0, 1), (1, 2)))
+    assert build(topology, 3) is topology
+    with pytest.raises(TopologyError, match="'mine' has 3 nodes, the network 4 peers: use 3 peers"):
+        build(topology, 4)
+
+
+def test_each_name_is_described_in_one_line_with_its_defaults() -> None:
+    assert describe("ring") == "Each node linked with the next, the last with the first."
+    assert describe("random-regular").endswith("Options: k=4, seed=0.")
+    assert describe("torus").endswith("Options: rows, cols.")
+    for name in NAMES:
+        assert "\n" not in describe(name)
+    with pytest.raises(TopologyError, match="did you mean 'ring'"):
+        describe("rings")
