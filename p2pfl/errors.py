@@ -8,6 +8,7 @@
     │   └── RecipeError         settings that contradict each other, or the network's
     ├── TrainingError           training went wrong on this peer (a loss that is not finite, say)
     ├── NetworkError            this machine or the network failed us (port in use, nobody found, link lost)
+    │   ├── Unreachable         no connection came about
     │   ├── LinkClosed          a control connection ended
     │   └── FetchError          a body could not be fetched
     └── ProtocolError           another peer sent what it must not; carries a counted reason
@@ -47,6 +48,14 @@ class TrainingError(P2pflError):
 
 class NetworkError(P2pflError):
     """This machine or the network failed us."""
+
+
+class Unreachable(NetworkError):
+    """No connection came about; `refused` where the machine answered that nobody listens there."""
+
+    def __init__(self, detail: str, *, refused: bool = False) -> None:
+        super().__init__(detail)
+        self.refused = refused
 
 
 class LinkClosed(NetworkError):

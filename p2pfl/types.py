@@ -1,16 +1,21 @@
-"""The few aliases that many modules share."""
+"""The few aliases that many modules share; importing them costs nothing."""
 
-from collections.abc import Mapping
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 PeerId: TypeAlias = str  # unique in the world: 26 base32 characters; identity only, never an order
 Seat: TypeAlias = str  # unique in the network: an index ("0", "1", …) or a name; orders members
-Vector: TypeAlias = torch.Tensor  # one-dimensional, contiguous, on the CPU; never changed once handed on
-Weights: TypeAlias = Mapping[int, float]  # position in the view -> mixing weight, Python floats
+Vector: TypeAlias = "torch.Tensor"  # one-dimensional, contiguous, on the CPU; never changed once handed on
+Setting: TypeAlias = str | int | float | bool  # one value of a recipe
 
 
 def seat_order(seat: Seat) -> tuple[int, int, str]:
     """Sort key of seats: indices by value, then names by the alphabet."""
-    return (0, int(seat), "") if seat.isascii() and seat.isdigit() else (1, 0, seat)
+    return (0, int(seat), "") if is_index(seat) else (1, 0, seat)
+
+
+def is_index(seat: Seat) -> bool:
+    """Whether the seat is an index, and not a name."""
+    return seat.isascii() and seat.isdigit()

@@ -1,0 +1,185 @@
+"""Control connections: whom to dial and when, the handshake, and one connection for each pair of peers.
+
+Both ends send `Hello` at once. The first message of the other end must be its `Hello`; what it says is checked here,
+and a refusal is sent before the connection is closed, so that the other end can tell its user. Where both ends dialed
+at the same time, the connection dialed by the lower id stays.
+"""
+
+from dataclasses import dataclass
+
+from p2pfl.errors import ProtocolError
+from p2pfl.keys import random_key
+from p2pfl.protocol.messages import VERSIONS, Hello
+from p2pfl.protocol.participant import Dial, LinkId
+from p2pfl.types import PeerId
+
+FIRST_DELAY_S = 0.25
+LONGEST_DELAY_S = 10.0
+MAX_TARGETS = 1024  # addresses kept for dialing; the newest strangers are left out beyond
+
+
+@dataclass
+class _Target:
+    """Somebody to dial: a peer by id, or an address of whom nothing else is known."""
+
+    addresses: tuple[str, ...]
+    due: float
+    failures: int = 0
+    dialing: bool = False
+
+
+class Links:
+    """The connections of one peer. Pure bookkeeping: the core turns its answers into effects."""
+
+    def __init__(self, me: PeerId, network: str) -> None:
+        self._me = me
+        self._network = network
+        self._targets: dict[str, _Target] = {}
+        self._dialed: dict[LinkId, str | None] = {}  # open links and the key they were dialed under
+        self._peer_of: dict[LinkId, PeerId] = {}
+        self._link_of: dict[PeerId, LinkId] = {}
+        self._hello_of: dict[PeerId, Hello] = {}
+        self.open = True
+
+    # Dialing
+
+    def propose(self, key: str, addresses: tuple[str, ...], now: float) -> None:
+        """Remember somebody to dial; known ones get the new addresses and are tried soon."""
+        target = self._targets.get(key)
+        if target is None:
+            if len(self._targets) < MAX_TARGETS and key != self._me:
+                self._targets[key] = _Target(addresses, now)
+        elif target.addresses != addresses:
+            target.addresses = addresses
+            target.due = min(target.due, now)
+
+    def retry(self, key: str, now: float) -> None:
+        """Try again at once."""
+        if key in self._targets:
+            self._targets[key].due = now
+
+    def forget(self, key: str) -> None:
+        """Dial somebody no more."""
+        self._targets.pop(key, None)
+
+    def due(self, now: float) -> list[Dial]:
+        """Whom to dial now."""
+        if not self.open:
+            return []
+        dials = []
+        for key, target in self._targets.items():
+            if self._wants(key, target) and target.due <= now:
+                target.dialing = True
+                dials.append(Dial(key, target.addresses))
+        return dials
+
+    def next_dial(self) -> float | None:
+        """When the next dial is due."""
+        times = [target.due for key, target in self._targets.items() if self._wants(key, target)]
+        return min(times, default=None) if self.open else None
+
+    def _wants(self, key: str, target: _Target) -> bool:
+        return not target.dialing and key not in self._link_of and key not in self._dialed.values()
+
+    def dial_failed(self, key: str, now: float) -> None:
+        """Back off: twice as long each time, up to ten seconds, spread so that peers do not dial in step."""
+        target = self._targets.get(key)
+        if target is None:
+            return
+        target.dialing = False
+        spread = 0.75 + 0.5 * (random_key(target.failures, "dial", self._me, key) % 1024) / 1024
+        target.due = now + min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(target.failures, 10)) * spread
+        target.failures += 1
+
+    # Handshake
+
+    def opened(self, link: LinkId, dialed: str | None) -> None:
+        """A connection is there."""
+        self._dialed[link] = dialed
+        if dialed in self._targets:
+            self._targets[dialed].dialing = False
+
+    def greeted(self, link: LinkId, hello: Hello) -> tuple[bool, LinkId | None]:
+        """Take the other end's hello; identity and seat are the core's to judge.
+
+        Returns:
+            Whether this connection stays, and another one to the same peer that is to be closed in its favor.
+
+        Raises:
+            ProtocolError: the other end must not be talked to; the reason is told to it.
+        """
+        peer = hello.me.peer
+        if hello.network != self._network:
+            raise ProtocolError("other network", f"this is {self._network!r}")
+        if hello.versions[0] > VERSIONS[1] or hello.versions[1] < VERSIONS[0]:
+            raise ProtocolError("no common version", f"this peer speaks {VERSIONS[0]} to {VERSIONS[1]}")
+        self._hello_of[peer] = hello
+        self._peer_of[link] = peer
+        key = self._dialed.get(link)
+        if key is not None and key != peer and key in self._targets:
+            # The address is one of this peer's: from here on it is dialed under its id.
+            addresses = self._targets.pop(key).addresses
+            self._dialed[link] = peer
+            self.propose(peer, tuple(dict.fromkeys((*hello.me.addresses, *addresses))), 0.0)
+        if peer in self._targets:
+            self._targets[peer].failures = 0
+        other = self._link_of.get(peer)
+        if other is not None and other != link and other in self._dialed:
+            if self._dialer(link, peer) > self._dialer(other, peer):
+                del self._peer_of[link]
+                return False, None
+            self._peer_of.pop(other)
+        else:
+            other = None
+        self._link_of[peer] = link
+        return True, other
+
+    def _dialer(self, link: LinkId, peer: PeerId) -> PeerId:
+        return self._me if self._dialed.get(link) is not None else peer
+
+    # Asking
+
+    def lost(self, link: LinkId, now: float) -> PeerId | None:
+        """A connection ended; returns the peer that cannot be reached any more, if that was its last one."""
+        key = self._dialed.pop(link, None)
+        peer = self._peer_of.pop(link, None)
+        if peer is None and key is not None:
+            self.dial_failed(key, now)  # it never got as far as a hello: no hurry to dial again
+        if peer is None or self._link_of.get(peer) != link:
+            return None
+        del self._link_of[peer]
+        return peer
+
+    def known(self, link: LinkId) -> bool:
+        """Whether a connection is open."""
+        return link in self._dialed
+
+    def key_of(self, link: LinkId) -> str | None:
+        """The key under which a connection was dialed, None where the other end dialed."""
+        return self._dialed.get(link)
+
+    def peer_of(self, link: LinkId) -> PeerId | None:
+        """Who is at the other end, once greeted."""
+        return self._peer_of.get(link)
+
+    def link_of(self, peer: PeerId) -> LinkId | None:
+        """The connection to a peer."""
+        return self._link_of.get(peer)
+
+    def hello_of(self, peer: PeerId) -> Hello | None:
+        """What a peer last said of itself."""
+        return self._hello_of.get(peer)
+
+    def reachable(self, peer: PeerId) -> bool:
+        """Whether there is a connection to a peer."""
+        return peer in self._link_of
+
+    @property
+    def peers(self) -> tuple[PeerId, ...]:
+        """Whom there is a connection to."""
+        return tuple(self._link_of)
+
+    @property
+    def all(self) -> tuple[LinkId, ...]:
+        """All open connections, greeted or not."""
+        return tuple(self._dialed)
