@@ -1,0 +1,84 @@
+"""The recipe of a run: what a whole network has to agree on, as one frozen value."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from p2pfl.errors import RecipeError
+from p2pfl.graphs.topology import Topology
+from p2pfl.topology_files import load_topology
+from p2pfl.types import Setting
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One run's settings, with defaults that run."""
+
+    topology: str = "ring"  # who averages with whom; more edges agree faster and cost more bytes
+    rounds: Annotated[int, Meta(ge=0)] = 15  # 0 = until stopped
+    seed: Annotated[int, Meta(ge=0, le=1 << 62)] = 0  # initial weights, data split, order of examples, dropout
+    model: str = "mlp"
+    epochs: Annotated[int, Meta(ge=1)] = 1  # passes over the own data each round; more drifts further apart
+    steps: Annotated[int, Meta(ge=0)] = 0  # gradient steps each round instead of epochs, if above 0
+    lr: Annotated[float, Meta(gt=0)] = 0.1
+    batch_size: Annotated[int, Meta(ge=1)] = 32
+    alpha: Annotated[float, Meta(ge=0)] = 0.0  # Dirichlet alpha of the split into parts; lower is more lopsided, 0 even
+    min_peers: Annotated[int, Meta(ge=1)] = 2  # the first round waits for this many
+    patience: Annotated[float, Meta(ge=1)] = 3.0  # a round waits this many times as long as its median neighbor took
+    min_deadline_s: Annotated[float, Meta(gt=0)] = 2.0  # but at least this long
+    max_wait_s: Annotated[float, Meta(gt=0)] = 600.0  # and at most this long, if most neighbors are slow
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for equal recipes, on every machine."""
+        return hashlib.blake2b(msgspec.json.encode(self, order="sorted"), digest_size=16).hexdigest()
+
+    def build_topology(self, nodes: int) -> Topology:
+        """The topology for a number of members. Raises TopologyError where it has no such form."""
+        return load_topology(self.topology, nodes)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The settings somebody chose on purpose; all others are free to be the network's."""
+
+    settings: Mapping[str, Setting]
+
+    @classmethod
+    def of(cls, **settings: Setting | None) -> "Asked":
+        """From flags or arguments, of which None means "not chosen".
+
+        Raises:
+            RecipeError: a value of the wrong kind or out of range, or settings that contradict each other.
+        """
+        chosen = {key: value for key, value in settings.items() if value is not None}
+        if chosen.get("steps") and "epochs" in chosen:
+            raise RecipeError("choose --epochs or --steps, not both")
+        recipe_of(chosen)
+        return cls(chosen)
+
+
+def recipe_of(settings: Mapping[str, Any]) -> Recipe:
+    """The recipe with these settings, and defaults for the rest.
+
+    Raises:
+        RecipeError: an unknown setting, or a value of the wrong kind or out of range.
+    """
+    try:
+        return msgspec.convert(dict(settings), Recipe, strict=True)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        key = text.rsplit("`$.", 1)[-1].rstrip("`") if "`$." in text else ""
+        what = text.split(" - at ")[0].lower()
+        raise RecipeError(f"{key or 'recipe'}: {what}, got {settings.get(key)!r}" if key else what) from error
+
+
+def to_toml(recipe: Recipe) -> str:
+    """The whole recipe as TOML, complete enough to repeat the run."""
+    lines = ["# p2pfl recipe: every setting of the run"]
+    for name, value in msgspec.structs.asdict(recipe).items():
+        lines.append(f"{name} = {msgspec.json.encode(value).decode()}")
+    return "\n".join(lines) + "\n"
