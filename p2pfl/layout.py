@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from p2pfl.errors import ModelError
-from p2pfl.types import Vector
 
+Vector: TypeAlias = torch.Tensor  # one-dimensional, contiguous, on the CPU; never changed once handed on
 FloatName: TypeAlias = Literal["float32", "float64"]
 
 _DTYPES: Mapping[FloatName, tuple[torch.dtype, str, int]] = {
@@ -46,8 +46,12 @@ class Layout:
     @cached_property
     def header(self) -> bytes:
         """The safetensors framing before the numbers; its length is a multiple of eight, so they stay aligned."""
+        return self.framing({})
+
+    def framing(self, metadata: Mapping[str, str]) -> bytes:
+        """The header of a file that carries metadata, too."""
         _, code, width = _DTYPES[self.dtype]
-        entries: dict[str, object] = {}
+        entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
         for name, shape, begin, end in self._spans():
             entries[name] = {"dtype": code, "shape": list(shape), "data_offsets": [begin * width, end * width]}
         text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()

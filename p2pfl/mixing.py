@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import torch
 
-from p2pfl.types import Vector
+from p2pfl.layout import Vector
 
 _BLOCK = 1 << 16  # elements; two blocks and a scratch stay in a core's second-level cache
 

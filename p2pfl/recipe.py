@@ -9,6 +9,8 @@ import msgspec
 from msgspec import Meta
 
 from p2pfl.errors import RecipeError
+from p2pfl.graphs import named
+from p2pfl.graphs.named import build
 from p2pfl.graphs.topology import Topology
 from p2pfl.topology_files import load_topology
 from p2pfl.types import Setting
@@ -38,7 +40,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def build_topology(self, nodes: int) -> Topology:
         """The topology for a number of members. Raises TopologyError where it has no such form."""
-        return load_topology(self.topology, nodes)
+        return build(self.topology, nodes)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Asked:
             RecipeError: a value of the wrong kind or out of range, or settings that contradict each other.
         """
         chosen = {key: value for key, value in settings.items() if value is not None}
+        if "topology" in chosen:
+            chosen["topology"] = travelling(str(chosen["topology"]))
         if chosen.get("steps") and "epochs" in chosen:
             raise RecipeError("choose --epochs or --steps, not both")
         recipe_of(chosen)
@@ -74,6 +78,22 @@ def recipe_of(settings: Mapping[str, Any]) -> Recipe:
         key = text.rsplit("`$.", 1)[-1].rstrip("`") if "`$." in text else ""
         what = text.split(" - at ")[0].lower()
         raise RecipeError(f"{key or 'recipe'}: {what}, got {settings.get(key)!r}" if key else what) from error
+
+
+def travelling(topology: str) -> str:
+    """The topology in a form that every peer can build: a file's edges are written out.
+
+    Raises:
+        TopologyError: there is no such topology.
+    """
+    if parse_name(topology) in named.NAMES:
+        return topology
+    return named.inline(load_topology(topology, None))
+
+
+def parse_name(topology: str) -> str:
+    """What stands before the options."""
+    return topology.partition(":")[0].strip()
 
 
 def to_toml(recipe: Recipe) -> str:

@@ -1,13 +1,9 @@
 """The few aliases that many modules share; importing them costs nothing."""
 
-from typing import TYPE_CHECKING, TypeAlias
-
-if TYPE_CHECKING:
-    import torch
+from typing import TypeAlias
 
 PeerId: TypeAlias = str  # unique in the world: 26 base32 characters; identity only, never an order
 Seat: TypeAlias = str  # unique in the network: an index ("0", "1", …) or a name; orders members
-Vector: TypeAlias = "torch.Tensor"  # one-dimensional, contiguous, on the CPU; never changed once handed on
 Setting: TypeAlias = str | int | float | bool  # one value of a recipe
 
 

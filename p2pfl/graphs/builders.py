@@ -93,6 +93,22 @@ def random_regular(nodes: int, k: int = 4, seed: int = 0) -> Topology:
         seed += 1
 
 
+def graph(nodes: int, edges: str = "-", directed: bool = False, of: int | None = None) -> Topology:
+    """The edges written out, as `0-1/1-2`: how a topology from a file travels in a recipe."""
+    pairs = []
+    for pair in edges.split("/") if edges != "-" else []:
+        first, dash, second = pair.partition("-")
+        if not (dash and first.isascii() and first.isdigit() and second.isascii() and second.isdigit()):
+            raise TopologyError(f"{pair!r} is no edge: write edges as 0-1/1-2")
+        pairs.append((int(first), int(second)))
+    if of is not None and of != nodes:
+        raise TopologyError(
+            f"the topology has {of} nodes, the network {nodes} peers: use {of} peers, or a topology for any number"
+        )
+    name = f"graph:edges={edges},directed={str(directed).lower()}" + (f",of={of}" if of is not None else "")
+    return Topology(name, nodes, tuple(pairs), directed=directed)
+
+
 def _undirected(name: str, nodes: int, pairs: Iterable[tuple[int, int]]) -> Topology:
     """Drop self-loops and the second of double edges, which small rings have."""
     return Topology(name, nodes, tuple({(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]}))

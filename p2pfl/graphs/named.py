@@ -25,6 +25,7 @@ _BUILDERS: Mapping[str, Callable[..., Topology]] = {
     "exponential": builders.exponential,
     "exponential-symmetric": builders.exponential_symmetric,
     "random-regular": builders.random_regular,
+    "graph": builders.graph,
 }
 NAMES = tuple(_BUILDERS)
 
@@ -50,6 +51,18 @@ def build(spec: str | Topology, nodes: int) -> Topology:
         except msgspec.ValidationError as error:
             raise TopologyError(f"option {key!r} of topology {spelled.name!r} cannot be {text!r}: {error}") from error
     return _BUILDERS[spelled.name](nodes, **values)
+
+
+def inline(topology: Topology) -> str:
+    """The topology itself as a spec that `build` reads, so that it can travel to peers that do not have its file.
+
+    Raises:
+        TopologyError: it carries explicit weights, which have no such form.
+    """
+    if topology.weights is not None:
+        raise TopologyError(f"topology {topology.name!r} has explicit weights, which live peers do not take yet")
+    edges = "/".join(f"{a}-{b}" for a, b in topology.edges)
+    return f"graph:edges={edges or '-'},directed={str(topology.directed).lower()},of={topology.nodes}"
 
 
 def describe(name: str) -> str:

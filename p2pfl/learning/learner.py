@@ -14,9 +14,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from p2pfl.errors import DataError, ModelError, TrainingError
 from p2pfl.keys import random_key
-from p2pfl.layout import Layout, layout_of
+from p2pfl.layout import Layout, Vector, layout_of
 from p2pfl.learning.examples import Examples
-from p2pfl.types import Vector
 
 Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (outputs, targets) -> scalar
 Metric: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | float]  # over the whole test part
@@ -145,7 +144,7 @@ class TorchLearner:
         self._flat = torch.empty(self.layout.size, dtype=self.layout.torch_dtype, device=self._device)
         self._gradient: torch.Tensor | None = None
         self._adopt_parameters()
-        # The first torch.optim object of a process imports the compiler: seconds and 150 MB that plain SGD can do without.
+        # The first torch.optim object of a process imports the compiler: seconds and 150 MB that plain SGD does without.
         self._optimizer = optimizer(list(model.parameters())) if optimizer is not None else None
         self._schedule = schedule(self._optimizer) if schedule is not None and self._optimizer is not None else None
         self._constant_buffers: dict[str, torch.Tensor] | None = None
@@ -172,7 +171,7 @@ class TorchLearner:
         if self._train is None:
             return Training(0, 0, None, 0.0)
         self._follow_schedule(round)
-        per_epoch = -(-len(self._train) // self._batch_size)
+        per_epoch = -(-_length(self._train) // self._batch_size)
         full = self._steps if self._steps is not None else self._epochs * per_epoch
         total = torch.zeros((), dtype=self.layout.torch_dtype, device=self._device)
         steps = 0
@@ -265,11 +264,11 @@ class TorchLearner:
         order = torch.randperm(len(examples), generator=generator)
         for begin in range(0, len(order), _GATHERED * size):
             inputs, targets = examples.batch(order[begin : begin + _GATHERED * size])
-            yield from zip(inputs.split(size), targets.split(size), strict=True)
+            yield from zip(torch.split(inputs, size), torch.split(targets, size), strict=True)
 
     def _in_order(self, examples: Dataset[Any]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         if isinstance(examples, Examples):
-            positions = torch.arange(len(examples)).split(_EVALUATION_BATCH)
+            positions = torch.split(torch.arange(len(examples)), _EVALUATION_BATCH)
             pairs: Iterator[tuple[torch.Tensor, torch.Tensor]] = (examples.batch(p) for p in positions)
         else:
             pairs = iter(DataLoader(examples, batch_size=_EVALUATION_BATCH))
@@ -305,9 +304,13 @@ def _is_classes(output: torch.Tensor, target: torch.Tensor) -> bool:
 def _examples(source: Source, part: str) -> Dataset[Any]:
     if isinstance(source, tuple):
         source = Examples(*source)
-    if not len(source):  # type: ignore[arg-type]  # datasets for training have a length
+    if not _length(source):
         raise DataError(f"the {part} part has no examples")
     return source
+
+
+def _length(examples: Dataset[Any]) -> int:
+    return len(examples)  # type: ignore[arg-type]  # torch's base class does not promise what map-style datasets have
 
 
 @contextmanager

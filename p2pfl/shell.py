@@ -1,0 +1,508 @@
+"""The live driver: carries out a participant's effects with asyncio, a transport, and one worker thread.
+
+It decides nothing. Events go in one at a time on the event loop; training, mixing and evaluation run in the worker
+thread, so that the network is served meanwhile; whatever is started here belongs to one task group.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+import msgspec
+import torch
+
+from p2pfl.errors import FetchError, LinkClosed, ProtocolError, Unreachable
+from p2pfl.events import RoundFinished, RunEvent, ShareRejected, ShareSent, Sink, Warned
+from p2pfl.layout import Layout, Vector
+from p2pfl.learning.learner import Learner
+from p2pfl.mixing import is_finite, mix
+from p2pfl.network.buffers import BufferPool
+from p2pfl.network.discovery import join_address, split_address
+from p2pfl.network.transport import Body, Link, Service, Transport, body_of
+from p2pfl.protocol.messages import Hello, Settings, decode, encode
+from p2pfl.protocol.participant import (
+    Close,
+    Dial,
+    DialFailed,
+    Done,
+    Drop,
+    Effect,
+    Emit,
+    Event,
+    Fetch,
+    Fetched,
+    FetchFailed,
+    LinkId,
+    LinkLost,
+    LinkOpened,
+    Mix,
+    Mixed,
+    Participant,
+    Prepare,
+    Prepared,
+    Received,
+    Save,
+    Send,
+    Serve,
+    Stop,
+    Tick,
+    Train,
+    Trained,
+)
+from p2pfl.types import PeerId
+
+_HELLO_S = 5.0  # a connection that does not introduce itself is closed
+_FLUSH_S = 1.0  # for the last messages when leaving
+_CHECKED_INLINE = 1 << 18  # elements whose finite check is not worth a change of thread
+_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
+
+
+class Checkpoints(Protocol):
+    """Where models are saved after each round."""
+
+    def save(self, round: int, vector: Vector) -> None:
+        """Write the model with which a round begins. Called in a thread of its own."""
+        ...
+
+
+@dataclass
+class Traffic:
+    """Bytes of one peer since it began; bodies are models, control is everything else that was said."""
+
+    sent: int = 0
+    received: int = 0
+    control_sent: int = 0
+    control_received: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    round: int
+    error: str
+    failures: dict[str, int] = field(default_factory=dict)  # refused or lost shares by reason
+
+
+class Shell:
+    """Runs one participant."""
+
+    def __init__(
+        self,
+        me: PeerId,
+        core: Participant,
+        transport: Transport,
+        prepare: Callable[[Settings], tuple[Prepared, Learner]],
+        *,
+        sink: Sink,
+        status: Callable[[], bytes],
+        checkpoints: Checkpoints | None = None,
+        pool: BufferPool | None = None,
+    ) -> None:
+        """Nothing starts before `run`.
+
+        Args:
+            prepare: builds model and data for settings, in the worker thread.
+            sink: takes the events, on the event loop.
+            status: what to tell whoever lists the network, as JSON.
+        """
+        self._me = me
+        self._core = core
+        self._transport = transport
+        self._prepare = prepare
+        self._sink = sink
+        self._status = status
+        self._checkpoints = checkpoints
+        self._pool = pool or BufferPool()
+        self.traffic = Traffic()
+        self._reported = Traffic()
+        self.failures: Counter[str] = Counter()
+        self._began = time.monotonic()
+        self._round_began = self._began
+        self.learner: Learner | None = None
+        self._loaded: Vector | None = None  # what the learner holds, if nothing was trained since
+        self._links: dict[LinkId, Link] = {}
+        self._outboxes: dict[LinkId, asyncio.Queue[bytes | None]] = {}
+        self._link_count = 0
+        self._hosts: dict[PeerId, str] = {}  # the address at which a peer's last body came
+        self._seen: dict[PeerId, str] = {}  # where a peer's connections come from: may work where its own word does not
+        self._served: dict[str, tuple[int, Vector]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopping = threading.Event()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="p2pfl-worker")
+        self._saver = ThreadPoolExecutor(1, thread_name_prefix="p2pfl-saver")
+        self._saving: asyncio.Task[None] | None = None
+        self._group: asyncio.TaskGroup | None = None
+        self._done: asyncio.Future[Done] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._error: Exception | None = None
+        self._unlinked = asyncio.Event()
+        self._unlinked.set()
+
+    # Running
+
+    async def run(self, first: Callable[["Shell"], Awaitable[None]]) -> Outcome:
+        """Serve and drive until the participant is done.
+
+        Args:
+            first: called once the transport serves; it hands in the first events and starts discovery. It runs until
+                the end and is cancelled then.
+
+        Raises:
+            Exception: what preparing or training raised.
+        """
+        self._done = asyncio.get_running_loop().create_future()
+        service = Service(self._accept, self._body, self._sent, self._status)
+        try:
+            async with self._transport.serving(service), asyncio.TaskGroup() as group:
+                self._group = group
+                self._spawn(_await(first(self)))
+                done = await self._done
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_FLUSH_S):
+                        await self._unlinked.wait()
+                self._close()
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        finally:
+            self._close()
+            await asyncio.to_thread(self._worker.shutdown)
+            await asyncio.to_thread(self._saver.shutdown)
+        if self._error is not None:
+            raise self._error
+        return Outcome(done.round, done.error, dict(self.failures))
+
+    def _close(self) -> None:
+        self._stopping.set()
+        self._group = None
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in tuple(self._tasks):
+            task.cancel()
+
+    def use(self, core: Participant) -> None:
+        """Drive this participant, before any event."""
+        self._core = core
+
+    def stop(self) -> None:
+        """Leave the network in good order; training ends after the step under way."""
+        self._stopping.set()
+        self.handle(Stop())
+
+    def handle(self, event: Event) -> None:
+        """Hand an event to the participant and carry out what it answers."""
+        if self._done is None or self._done.done():
+            return
+        now = time.monotonic()
+        for effect in self._core.handle(event, now):
+            self._carry_out(effect)
+        self._wake_at(self._core.next_deadline())
+
+    def _wake_at(self, deadline: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if deadline is not None and self._group is not None:
+            delay = max(0.0, deadline - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay, self.handle, Tick())
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Send(link, message):
+                outbox = self._outboxes.get(link)
+                if outbox is not None:
+                    outbox.put_nowait(encode(message))
+            case Close(link, _):
+                outbox = self._outboxes.get(link)
+                if outbox is not None:
+                    outbox.put_nowait(None)
+            case Emit(event):
+                self.emit(event)
+            case Train():
+                self._round_began = time.monotonic()
+                self._spawn(self._train(effect))
+            case Mix():
+                self._spawn(self._mix(effect))
+            case Serve(token, vector):
+                self._served[token] = (self._round_of(token), vector)
+            case Drop(token):
+                self._served.pop(token, None)
+            case Fetch():
+                self._spawn(self._fetch(effect))
+            case Dial():
+                self._spawn(self._dial(effect))
+            case Prepare(settings):
+                self._spawn(self._build(settings))
+            case Save():
+                self._spawn(self._save(effect))
+            case Done():
+                if self._done is not None and not self._done.done():
+                    self._done.set_result(effect)
+
+    def emit(self, event: RunEvent) -> None:
+        """Hand an event to the sinks, with the time and the figures that only the driver has."""
+        fields: dict[str, object] = {"time_s": time.monotonic() - self._began}
+        if isinstance(event, RoundFinished):
+            before, now = self._reported, self.traffic
+            fields |= {
+                "wall_time_s": time.monotonic() - self._round_began,
+                "bytes_sent": now.sent - before.sent,
+                "bytes_received": now.received - before.received,
+                "control_bytes_sent": now.control_sent - before.control_sent,
+                "control_bytes_received": now.control_received - before.control_received,
+            }
+            self._reported = Traffic(now.sent, now.received, now.control_sent, now.control_received)
+        if isinstance(event, ShareRejected):
+            self.failures[event.reason] += 1
+        self._sink(msgspec.structs.replace(event, **fields))
+
+    def warn(self, text: str) -> None:
+        """Tell the person something that stops nothing."""
+        self.emit(Warned(peer=self._me, text=text))
+
+    # Work
+
+    async def _build(self, settings: Settings) -> None:
+        prepared, learner = await self._work(self._prepare, settings)
+        self.learner, self._loaded = learner, prepared.vector
+        self.handle(prepared)
+
+    async def _train(self, effect: Train) -> None:
+        learner = self._learner()
+        trained = self._vector(learner.layout)
+
+        def work() -> Trained:
+            if self._loaded is not effect.vector:
+                learner.load(effect.vector)
+            self._loaded = None
+            result = learner.train(effect.round, effect.budget_s, self._stopping.is_set)
+            learner.parameters(trained)
+            return Trained(effect.round, trained, result.steps, result.full_steps, result.loss, result.seconds)
+
+        event = await self._work(work)
+        if not self._stopping.is_set():
+            self.handle(event)
+
+    async def _mix(self, effect: Mix) -> None:
+        learner = self._learner()
+        mixed = self._vector(learner.layout)
+
+        def work() -> Mixed:
+            begun = time.perf_counter()
+            distance = mix(effect.own, effect.own_weight, effect.received, mixed)
+            learner.load(mixed)
+            self._loaded = mixed
+            result = learner.evaluate()
+            return Mixed(
+                effect.round,
+                mixed,
+                distance,
+                time.perf_counter() - begun,
+                result.loss,
+                result.accuracy,
+                dict(result.metrics),
+            )
+
+        self.handle(await self._work(work))
+
+    async def _save(self, effect: Save) -> None:
+        """Write a checkpoint beside the next round's training; one at a time, the newest wins."""
+        if self._checkpoints is None or (self._saving is not None and not self._saving.done()):
+            return
+        self._saving = asyncio.current_task()
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._saver, self._checkpoints.save, effect.round, effect.vector)
+        except OSError as error:
+            self.warn(f"the checkpoint of round {effect.round} was not written: {error}; training goes on")
+
+    async def _work(self, function: Callable[..., _T], *arguments: object) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
+
+    def _learner(self) -> Learner:
+        assert self.learner is not None  # a participant prepares before it trains
+        return self.learner
+
+    def _vector(self, layout: Layout) -> Vector:
+        """A vector in a pooled buffer."""
+        buffer = self._pool.take(layout.framed_bytes)
+        return layout.vector_in(buffer.data)
+
+    # Models of others, and for others
+
+    async def _fetch(self, effect: Fetch) -> None:
+        layout = self._learner().layout
+        offer = effect.offer
+        try:
+            if offer.bytes != layout.framed_bytes:
+                raise FetchError("wrong size", f"{offer.bytes} bytes")
+            buffer = self._pool.take(layout.framed_bytes)
+            await self._fetch_from_any(effect, buffer.data)
+            if bytes(buffer[: len(layout.header)]) != layout.header:
+                raise FetchError("malformed header", "the framing is not that of the layout")
+        except FetchError as error:
+            self.handle(FetchFailed(effect.peer, offer, error.reason))
+            return
+        self.traffic.received += layout.framed_bytes
+        vector = layout.vector_in(buffer.data)
+        del buffer
+        if layout.size <= _CHECKED_INLINE:
+            finite = is_finite(vector)
+        else:
+            finite = await asyncio.to_thread(is_finite, vector)
+        self.handle(Fetched(effect.peer, offer, vector, finite))
+
+    async def _fetch_from_any(self, effect: Fetch, into: memoryview) -> None:
+        addresses = self._addresses(effect.peer, effect.addresses)
+        failure = FetchError("unreachable", "no address is known")
+        for address in addresses[:4]:
+            try:
+                await self._transport.fetch(address, effect.offer.token, self._me, into)
+            except FetchError as error:
+                failure = error
+                if error.reason != "unreachable":
+                    raise
+            else:
+                self._hosts[effect.peer] = address
+                return
+        raise failure
+
+    def _addresses(self, peer: PeerId, told: tuple[str, ...]) -> list[str]:
+        """What worked last, what the peer told, where it was seen."""
+        known = (self._hosts.get(peer), *told, self._seen.get(peer))
+        return list(dict.fromkeys(address for address in known if address))
+
+    def _body(self, token: str, peer: str) -> Body | None:
+        served = self._served.get(token)
+        if served is None or self.learner is None:
+            return None
+        header, vector = self.learner.layout.header, served[1]
+        return body_of(memoryview(header), vector.numpy().view("uint8").data)
+
+    def _sent(self, token: str, peer: str, size: int) -> None:
+        self.traffic.sent += size
+        if token in self._served and not token.startswith("snapshot"):
+            self.emit(ShareSent(peer=self._me, round=self._served[token][0], other=peer, bytes=size))
+
+    @staticmethod
+    def _round_of(token: str) -> int:
+        return int(token.partition(".")[0].rpartition("-")[2])
+
+    # Connections
+
+    async def _accept(self, link: Link) -> None:
+        """Live as long as a connection that somebody else opened."""
+        if self._group is not None:
+            await self._converse(link, None)
+
+    async def _dial(self, effect: Dial) -> None:
+        refused, why = True, "no address"
+        for address in self._addresses(effect.key, effect.addresses):
+            try:
+                link = await self._transport.connect(address)
+            except Unreachable as error:
+                refused, why = refused and error.refused, str(error)
+            else:
+                await self._converse(link, effect.key)
+                return
+        self.handle(DialFailed(effect.key, refused, why))
+
+    async def _converse(self, link: Link, dialed: str | None) -> None:
+        """One connection from its first message to its last."""
+        self._link_count += 1
+        number = self._link_count
+        self._links[number] = link
+        self._outboxes[number] = asyncio.Queue()
+        self._unlinked.clear()
+        writer = asyncio.create_task(self._write(number, link))
+        why = ""
+        try:
+            self.handle(LinkOpened(number, dialed))
+            async with asyncio.timeout(_HELLO_S):
+                await self._read(number, link)
+            while True:
+                await self._read(number, link)
+        except TimeoutError:
+            why = "said nothing"
+        except ProtocolError as error:
+            why = error.reason
+            self.failures[error.reason] += 1
+        except LinkClosed as error:
+            why = str(error)
+        finally:
+            if not writer.done():
+                self._outboxes[number].put_nowait(None)
+                with suppress(TimeoutError, asyncio.CancelledError):
+                    async with asyncio.timeout(_FLUSH_S):
+                        await writer
+                writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+            del self._links[number], self._outboxes[number]
+            if not self._links:
+                self._unlinked.set()
+            self.handle(LinkLost(number, why))
+
+    async def _read(self, number: LinkId, link: Link) -> None:
+        data = await link.receive()
+        self.traffic.control_received += len(data)
+        message = decode(data)
+        if isinstance(message, Hello):
+            self._seen[message.me.peer] = _address_seen(message, link.remote)
+        try:
+            self.handle(Received(number, message))
+        except Exception as error:  # a fault of ours on another peer's word costs that connection, not this peer
+            _log.exception("a message from %s could not be handled", link.remote)
+            raise ProtocolError("not understood", type(error).__name__) from error
+
+    async def _write(self, number: LinkId, link: Link) -> None:
+        outbox = self._outboxes[number]
+        why = "left"
+        with suppress(LinkClosed):
+            while (data := await outbox.get()) is not None:
+                await link.send(data)
+                self.traffic.control_sent += len(data)
+        await link.close(why)
+
+    # Tasks
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        if self._group is None:
+            work.close()
+            return
+        task = self._group.create_task(self._guarded(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _guarded(self, work: Coroutine[object, object, None]) -> None:
+        """An error of training or of the user's own code ends the run, after a goodbye to the others."""
+        try:
+            await work
+        except Exception as error:
+            if self._error is None:
+                self._error = error
+            self.stop()
+
+
+def _address_seen(hello: Hello, remote: str) -> str:
+    """Where a connection came from, with the port its peer serves on; empty if that cannot be told."""
+    for address in hello.me.addresses:
+        with suppress(ValueError):
+            return join_address(remote, split_address(address)[1]) if remote else ""
+    return ""
+
+
+async def _await(work: Awaitable[None]) -> None:
+    await work
+
+
+def single_thread() -> None:
+    """Compute with one thread in this process: peers that share a machine disturb each other less, bits repeat."""
+    torch.set_num_threads(1)

@@ -1,0 +1,186 @@
+"""Sinks: where events go. Each is a callable `(RunEvent) -> None`; the files of a run are written by one of them."""
+
+import csv
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import msgspec
+
+from p2pfl.events import (
+    Finished,
+    Listening,
+    PeerJoined,
+    RoundFinished,
+    RunEvent,
+    ShareReceived,
+    ShareRejected,
+    ShareSent,
+    Sink,
+    Started,
+)
+from p2pfl.recipe import recipe_of, to_toml
+
+METRICS = (
+    "round",
+    "step",
+    "peer",
+    "steps",
+    "wall_time_s",
+    "simulated_time_s",
+    "train_loss",
+    "test_loss",
+    "test_accuracy",
+    "consensus_distance",
+    "neighbor_distance",
+    "neighbors",
+    "bytes_sent",
+    "bytes_received",
+    "train_s",
+    "wait_s",
+    "mix_s",
+)
+
+
+def tee(*sinks: Sink) -> Sink:
+    """Hand each event to all of the sinks."""
+
+    def every(event: RunEvent) -> None:
+        for sink in sinks:
+            sink(event)
+
+    return every
+
+
+class RunFiles:
+    """Writes `runs/<name>/`: events, metrics, edges, partition, recipe and summary, of one peer or of many.
+
+    A disk that fails costs the files, not the run: the first trouble is told to `warn`, and writing ends.
+    """
+
+    def __init__(self, folder: Path, warn: Callable[[str], None]) -> None:
+        self.folder = folder
+        self._warn = warn
+        self._events: TextIO | None = None
+        self._metrics: TextIO | None = None
+        self._edges: TextIO | None = None
+        self._names: dict[str, str] = {}  # peer id -> name
+        self._seen_edges: set[tuple[int, str, str]] = set()
+        self._steps: dict[str, int] = {}
+        self._rows: Any = None
+        self._extra: tuple[str, ...] | None = None
+        self.failures: dict[str, int] = {}
+        self.last: dict[str, RoundFinished] = {}
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.control_bytes_sent = 0
+        self.settings: dict[str, Any] = {}
+
+    def open(self) -> None:
+        """Make the folder and its files.
+
+        Raises:
+            OSError: it cannot be written to.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._events = (self.folder / "events.jsonl").open("a", encoding="utf-8")
+        self._metrics = (self.folder / "metrics.csv").open("a", encoding="utf-8", newline="")
+        self._edges = (self.folder / "edges.csv").open("a", encoding="utf-8", newline="")
+        if self._edges.tell() == 0:
+            self._edges.write("round,from,to,bytes\n")
+
+    def close(self) -> None:
+        """Finish the files."""
+        for file in (self._events, self._metrics, self._edges):
+            if file is not None:
+                file.close()
+        self._events = self._metrics = self._edges = None
+
+    def __call__(self, event: RunEvent) -> None:
+        """Take an event."""
+        self._count(event)
+        if self._events is None:
+            return
+        try:
+            self._events.write(msgspec.json.encode(event).decode() + "\n")
+            self._write(event)
+        except OSError as error:
+            self.close()
+            self._warn(f"the files in {self.folder} end here: {error}; the run goes on")
+
+    def _count(self, event: RunEvent) -> None:
+        match event:
+            case Listening():
+                self._names[event.peer] = event.name
+            case PeerJoined():
+                self._names.setdefault(event.other, event.name)
+            case ShareRejected():
+                self.failures[event.reason] = self.failures.get(event.reason, 0) + 1
+            case RoundFinished():
+                self.last[event.peer] = event
+                self.bytes_sent += event.bytes_sent
+                self.bytes_received += event.bytes_received
+                self.control_bytes_sent += event.control_bytes_sent
+            case Started():
+                self.settings = dict(event.settings)
+
+    def _write(self, event: RunEvent) -> None:
+        match event:
+            case Started():
+                (self.folder / "recipe.toml").write_text(to_toml(recipe_of(event.settings)), encoding="utf-8")
+            case RoundFinished():
+                self._row(event)
+            case ShareReceived(peer=peer, round=round, other=other, bytes=size):
+                self._edge(round, other, peer, size)
+            case ShareSent(peer=peer, round=round, other=other, bytes=size):
+                self._edge(round, peer, other, size)
+            case Finished():
+                self.flush()
+
+    def flush(self) -> None:
+        """Push what is written to the disk's files, for whoever reads along."""
+        for file in (self._events, self._metrics, self._edges):
+            if file is not None:
+                file.flush()
+
+    def _edge(self, round: int, sender: str, receiver: str, size: int) -> None:
+        """A row for each share, though both ends tell of it where both write here."""
+        key = (round, sender, receiver)
+        if key not in self._seen_edges and self._edges is not None:
+            self._seen_edges.add(key)
+            self._edges.write(f"{round},{self.name(sender)},{self.name(receiver)},{size}\n")
+
+    def _row(self, event: RoundFinished) -> None:
+        assert self._metrics is not None
+        if self._rows is None:
+            self._extra = tuple(sorted(event.metrics))
+            self._rows = csv.writer(self._metrics)
+            if self._metrics.tell() == 0:
+                self._rows.writerow((*METRICS, *self._extra))
+        self._steps[event.peer] = self._steps.get(event.peer, 0) + event.steps
+        fields = msgspec.structs.asdict(event)
+        fields |= {"peer": self.name(event.peer), "step": self._steps[event.peer]}
+        values = [fields.get(column) for column in METRICS] + [event.metrics.get(k) for k in self._extra or ()]
+        self._rows.writerow(["" if value is None else _short(value) for value in values])
+
+    def name(self, peer: str) -> str:
+        """What to call a peer in the files: unique even where names are not."""
+        name = self._names.get(peer, peer[:8])
+        twins = sum(other == name for other in self._names.values())
+        return name if twins <= 1 else f"{name}-{peer[:4]}"
+
+    def write_partition(self, counts: Iterable[tuple[str, str, int]]) -> None:
+        """Write `partition.csv`: examples by peer and label."""
+        with (self.folder / "partition.csv").open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("peer", "label", "count"))
+            writer.writerows(counts)
+
+    def write_summary(self, summary: Mapping[str, object]) -> None:
+        """Write `summary.json`."""
+        text = msgspec.json.format(msgspec.json.encode(summary), indent=2)
+        (self.folder / "summary.json").write_bytes(text + b"\n")
+
+
+def _short(value: object) -> object:
+    return f"{value:.6g}" if isinstance(value, float) else value
