@@ -1,0 +1,60 @@
+"""The command `p2pfl`: each subcommand in a module of its own, imported when it is called."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from p2pfl.cli import bench, demo, evaluate, peers, predict, start
+from p2pfl.errors import P2pflError
+
+app = typer.Typer(
+    name="p2pfl",
+    help="Peer-to-peer decentralized learning: peers find each other, train on their own data, and average by gossip.",
+    epilog="Begin with: p2pfl demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (demo, start, peers, evaluate, predict):
+    app.command(name=module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(module.command)
+app.add_typer(bench.app, name="bench")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"p2pfl {version('p2pfl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """Take the options that stand before the command."""
+
+
+def main() -> None:
+    """Run the command line; an error of ours is one line and exit status 2."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app()
+    except P2pflError as error:
+        if debug:
+            raise
+        typer.echo(f"p2pfl: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""`p2pfl demo`: peers as processes of this machine find each other and learn together what none could alone."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from p2pfl.cli import options
+from p2pfl.cli.options import NAMES, asked, fresh_folder, megabytes, percent, print_json, spread
+from p2pfl.cli.watch import Watch
+from p2pfl.errors import P2pflError, UsageError
+from p2pfl.events import Listening, PeerJoined
+from p2pfl.types import Setting
+
+EXAMPLES = """Examples:
+
+p2pfl demo
+p2pfl demo --peers 8 --topology torus --alpha 0.1
+p2pfl demo --rounds 5 --no-baselines --json"""
+
+_HEAR_S = 5.0  # without a word by mDNS, the addresses are handed over
+_MOST_PEERS = 64
+
+
+def command(
+    peers: Annotated[int, typer.Option(min=1, max=_MOST_PEERS, help="How many peers, each a process.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of training and averaging.")] = 15,
+    epochs: options.Epochs = None,
+    steps: options.Steps = None,
+    topology: options.Topology = "ring",
+    alpha: options.Alpha = 0.3,
+    data: options.Data = "mnist10k",
+    target: options.Target = None,
+    model: options.Model = "mlp",
+    lr: options.Lr = None,
+    batch_size: options.BatchSize = None,
+    seed: options.Seed = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the files of the run [default: runs/demo-…].")] = None,
+    json: options.Json = False,
+    baselines: Annotated[
+        bool, typer.Option("--baselines/--no-baselines", help="Also train each peer alone, and one on all data.")
+    ] = True,
+) -> None:
+    """See peers on this machine find each other, train on lopsided pieces of MNIST, and average by gossip."""
+    settings = asked(
+        topology=topology,
+        rounds=rounds,
+        seed=seed or 0,
+        model=model,
+        epochs=epochs,
+        steps=steps,
+        lr=lr,
+        batch_size=batch_size,
+        alpha=alpha,
+        min_peers=peers,
+    )
+    _check_topology(settings, peers)
+    folder = fresh_folder(out, "demo", time.strftime("%Y%m%d-%H%M%S"))
+    demo = _Demo(settings, peers, data, target, model, folder, options.console(json))
+    summary = demo.run(baselines)
+    if json:
+        print_json(summary)
+    else:
+        demo.close_with(summary)
+
+
+def _check_topology(settings: dict[str, Setting], peers: int) -> None:
+    from p2pfl.recipe import recipe_of
+
+    recipe_of(settings).build_topology(peers)
+
+
+@dataclass
+class _Demo:
+    """One run: launch, watch, compare, sum up."""
+
+    settings: dict[str, Setting]
+    peers: int
+    data: str
+    target: str | None
+    model: str | None
+    folder: Path
+    console: Console
+    names: list[str] = field(default_factory=list)
+    partition: dict[str, dict[str, int]] = field(default_factory=dict)
+    began: float = field(default_factory=time.monotonic)
+
+    def run(self, baselines: bool) -> dict[str, Any]:
+        """The whole of it; returns the summary, which is also written."""
+        from p2pfl.processes import PeerSpec, Processes
+        from p2pfl.sinks import RunFiles
+
+        self.names = [NAMES[i] if i < len(NAMES) else f"peer-{i + 1}" for i in range(self.peers)]
+        specs = [
+            PeerSpec(
+                name=name,
+                seat=str(index),
+                network=f"demo-{self.folder.name}"[-40:],
+                data=self.data,
+                target=self.target,
+                part=(index + 1, self.peers),
+                settings=self.settings,
+                own_model=self.model,
+                out=str(self.folder),
+            )
+            for index, name in enumerate(self.names)
+        ]
+        files = RunFiles(self.folder, lambda text: self.console.print(Text(text)))
+        files.open()
+        try:
+            with Processes() as processes:
+                self._network(processes, specs, files)
+                network_s = time.monotonic() - self.began
+                alone, pooled = self._references(processes, specs) if baselines else ([], [])
+        finally:
+            files.close()
+        return self._sum_up(files, alone, pooled, network_s)
+
+    def _network(self, processes: Any, specs: list[Any], files: Any) -> None:
+        """Launch the peers and watch until the last one is done."""
+        from p2pfl.processes import Ended, Partition
+
+        self.console.print(
+            Text(f"{self.peers} peers, each a process with its own piece of {self.data}, {self.settings['topology']}")
+        )
+        name_of = {processes.launch(spec): spec.name for spec in specs}
+        listening: dict[int, tuple[str, ...]] = {}
+        heard = False
+        handed = self.peers < 2
+        all_listen_since: float | None = None
+        ended: dict[str, Ended] = {}
+        rounds = int(self.settings["rounds"])
+        with Watch(self.console, self.names, rounds) as watch:
+            while processes.alive:
+                for number, told in processes.told(0.1):
+                    name = name_of[number]
+                    if isinstance(told, Ended):
+                        ended[name] = told
+                        if told.error:
+                            watch.set_state(name, "died")
+                            watch.say(f"{name}: {told.error}")
+                            if told.kind != "died":
+                                processes.stop()
+                    elif isinstance(told, Partition):
+                        self.partition[name] = told.counts
+                    else:
+                        files(told)
+                        watch.take(name, told)
+                        heard = heard or isinstance(told, PeerJoined)
+                        if isinstance(told, Listening):
+                            listening[number] = told.addresses
+                if len(listening) == self.peers and all_listen_since is None:
+                    all_listen_since = time.monotonic()
+                if not handed and not heard and all_listen_since and time.monotonic() - all_listen_since > _HEAR_S:
+                    handed = True
+                    watch.say(f"nobody heard anybody by mDNS within {_HEAR_S:g} s: addresses are handed over instead")
+                    for number in listening:
+                        for other, addresses in listening.items():
+                            if other != number:
+                                processes.command(number, "peer", addresses[0])
+                watch.refresh()
+        errors = [told for told in ended.values() if told.error and told.kind != "died"]
+        if errors:
+            raise UsageError(errors[0].error)
+        if not files.last:
+            raise P2pflError("no peer finished a round")
+
+    def _references(self, processes: Any, specs: list[Any]) -> tuple[list[float], list[float]]:
+        """Each peer alone, and one model on all data: accuracies."""
+        from p2pfl.processes import Job, run_jobs
+
+        jobs = [Job(spec=specs[0], pooled=True), *(Job(spec=spec) for spec in specs)]
+        with self.console.status("for comparison: each peer alone, and all data in one place …") as status:
+
+            def done(count: int) -> None:
+                status.update(f"for comparison: each peer alone, and all data in one place … {count}/{len(jobs)}")
+
+            results = run_jobs(processes, jobs, 2, done)
+        figures = [result.accuracy for result in results]
+        return [a for a in figures[1:] if a is not None], [a for a in figures[:1] if a is not None]
+
+    def _sum_up(self, files: Any, alone: list[float], pooled: list[float], network_s: float) -> dict[str, Any]:
+        from p2pfl.processes import consensus_of_files
+
+        together = {self._name(files, peer): event for peer, event in files.last.items()}
+        accuracies = [e.test_accuracy for e in together.values() if e.test_accuracy is not None]
+        summary: dict[str, Any] = {
+            "peers": self.peers,
+            "rounds": self.settings["rounds"],
+            "topology": self.settings["topology"],
+            "algorithm": "d-psgd",
+            "seed": self.settings["seed"],
+            "wall_s": round(time.monotonic() - self.began, 3),
+            "network_s": round(network_s, 3),
+            "accuracy": spread(accuracies),
+            "alone": spread(alone),
+            "pooled": {"mean": pooled[0]} if pooled else None,
+            "loss": spread([-e.test_loss for e in together.values() if e.test_loss is not None]),
+            "by_peer": {name: event.test_accuracy for name, event in sorted(together.items())},
+            "consensus_distance": consensus_of_files(
+                [self.folder / "models" / f"{name}.safetensors" for name in self.names]
+            ),
+            "bytes_sent": files.bytes_sent,
+            "bytes_received": files.bytes_received,
+            "control_bytes_sent": files.control_bytes_sent,
+            "failures": files.failures,
+            "folder": str(self.folder),
+        }
+        if summary["loss"]:
+            summary["loss"] = {key: -value for key, value in summary["loss"].items()}
+        files.write_partition(
+            (name, label, count) for name, counts in self.partition.items() for label, count in counts.items()
+        )
+        files.write_summary(summary)
+        return summary
+
+    @staticmethod
+    def _name(files: Any, peer: str) -> str:
+        return str(files.name(peer))
+
+    def close_with(self, summary: dict[str, Any]) -> None:
+        """What a person wants to know at the end."""
+        console = self.console
+        console.print()
+        table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+        table.add_column("test accuracy")
+        table.add_column("mean", justify="right")
+        table.add_column("worst peer", justify="right")
+        rows = [("each peer alone", summary["alone"]), ("together", summary["accuracy"])]
+        for title, figures in rows:
+            if figures:
+                worst = percent(figures["worst"])
+                table.add_row(title, percent(figures["mean"]), worst, style="bold" if title == "together" else "")
+        if summary["pooled"]:
+            table.add_row("all data in one place", percent(summary["pooled"]["mean"]), "")
+        console.print(table)
+        loss = summary["loss"]
+        if not summary["accuracy"] and loss:
+            console.print(Text(f"test loss: mean {loss['mean']:.4g}, worst peer {loss['worst']:.4g}"))
+        per_round = summary["bytes_sent"] / max(1, self.peers * int(summary["rounds"]))
+        console.print()
+        console.print(
+            Text(
+                f"{megabytes(summary['bytes_sent'])} of models sent ({megabytes(int(per_round))} a peer and round) and "
+                f"{megabytes(summary['control_bytes_sent'])} of control messages, in {summary['wall_s']:.1f} s. "
+                "No data left its peer."
+            )
+        )
+        console.print(Text(f"Files: {self.folder}"))
+        model = self.folder / "models" / f"{self.names[0]}.safetensors"
+        console.print(Text("Next:", style="bold"))
+        target = f" --target {self.target}" if self.target else ""
+        console.print(Text(f"  p2pfl evaluate {model} --data {self.data}{target}"), soft_wrap=True)
+        console.print(
+            Text("  p2pfl start --network home --data mnist10k --part 1/2     (and 2/2 on another machine)"),
+            soft_wrap=True,
+        )

@@ -1,0 +1,7 @@
+"""`p2pfl evaluate`."""
+
+EXAMPLES = ""
+
+
+def command() -> None:
+    """To come."""

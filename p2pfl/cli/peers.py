@@ -1,0 +1,7 @@
+"""`p2pfl peers`."""
+
+EXAMPLES = ""
+
+
+def command() -> None:
+    """To come."""

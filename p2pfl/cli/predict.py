@@ -1,0 +1,7 @@
+"""`p2pfl predict`."""
+
+EXAMPLES = ""
+
+
+def command() -> None:
+    """To come."""

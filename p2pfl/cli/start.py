@@ -1,0 +1,269 @@
+"""`p2pfl start`: one peer on the LAN."""
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from p2pfl.cli import options
+from p2pfl.cli.options import asked, fresh_folder, megabytes, part_of, percent, print_json, spread
+from p2pfl.cli.watch import Watch
+from p2pfl.errors import UsageError
+from p2pfl.events import Listening, PeerGone, PeerJoined, RunEvent, Started, StateChanged
+from p2pfl.types import Setting
+
+EXAMPLES = """Examples:
+
+p2pfl start --network home --data mnist10k --part 1/2
+p2pfl start --network lab --data scans/ --rounds 0 --min-peers 3
+p2pfl start --network lab --data rows.csv --target price --peer 192.168.1.20:7470"""
+
+
+def command(
+    name: Annotated[str | None, typer.Option(help="What others call this peer [default: this machine's name].")] = None,
+    network: Annotated[str, typer.Option(help="Peers of one network name find each other.")] = "home",
+    data: options.Data = "mnist10k",
+    target: options.Target = None,
+    missing: Annotated[str, typer.Option(help="Missing values of a CSV: refuse, drop or mean.")] = "refuse",
+    part: Annotated[str | None, typer.Option(help="Use part I of N of the data, from 1, as 2/5.")] = None,
+    alpha: options.Alpha = None,
+    topology: options.Topology = None,
+    model: options.Model = None,
+    epochs: options.Epochs = None,
+    steps: options.Steps = None,
+    lr: options.Lr = None,
+    batch_size: options.BatchSize = None,
+    seed: options.Seed = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=0, help="Rounds to do; 0 goes on until stopped [default: 15].")
+    ] = None,
+    min_peers: Annotated[int | None, typer.Option(min=1, help="Begin with this many peers [default: 2].")] = None,
+    wait: Annotated[
+        float | None, typer.Option(min=0, help="Give up if the first round has not begun in so many seconds.")
+    ] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option(help="HOST:PORT of a peer, where multicast is blocked; one is enough.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Listen on this port [default: the first free one from 7470].")
+    ] = None,
+    interface: Annotated[str | None, typer.Option(help="Name or address of the interface to use [default: all].")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads to compute with [default: PyTorch's].")] = None,
+    init: Annotated[Path | None, typer.Option(help="A model file to begin with.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the files of the run [default: runs/NETWORK-…].")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    json: options.Json = False,
+) -> None:
+    """Start a peer: it finds the others of its network, trains on its own data, and averages with its neighbors."""
+    settings = asked(
+        topology=topology,
+        rounds=rounds,
+        seed=seed,
+        model=model,
+        epochs=epochs,
+        steps=steps,
+        lr=lr,
+        batch_size=batch_size,
+        alpha=alpha,
+        min_peers=min_peers,
+    )
+    shown = name or socket.gethostname().partition(".")[0] or "peer"
+    console = options.console(json)
+    chosen = part_of(part) if part else None
+    if alpha is not None and chosen is None:
+        raise UsageError("--alpha shapes the split into parts: give --part I/N too")
+    if missing not in ("refuse", "drop", "mean"):
+        raise UsageError(f"--missing {missing!r}: choose refuse, drop or mean")
+    if resume:
+        if out is None:
+            raise UsageError("--resume needs --out: the folder of the run to go on with")
+        folder = out
+    else:
+        folder = fresh_folder(out, network, f"{shown}-{time.strftime('%Y%m%d-%H%M%S')}")
+    with console.status("loading PyTorch …"):
+        import torch
+
+        from p2pfl.learning.by_name import NamedLearning
+        from p2pfl.peer import Peer, choose_device
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    learning = NamedLearning(
+        data=data,
+        part=chosen,
+        target=target,
+        missing=missing,
+        device=choose_device(device),
+        seat=str(chosen[0] - 1) if chosen else shown,
+        own_model=model,
+    )
+    session = _Session(console, shown, network, _again(network, data, target, chosen), folder, rounds)
+    this = Peer(
+        shown,
+        learning,
+        network=network,
+        seat=learning.seat,
+        interface=interface,
+        port=port,
+        peers=tuple(peer or ()),
+        wait_s=wait,
+        out=folder,
+        resume=resume,
+        init=init,
+        sinks=(session.take,),
+        facts=learning.facts,
+    )
+    this.ask(**settings)
+    console.print(Text("Links are not encrypted yet: use a network that you trust."), style="yellow")
+    summary = session.run(this, learning.label_counts)
+    if json:
+        print_json(summary)
+    else:
+        session.close_with(summary)
+
+
+def _again(network: str, data: str, target: str | None, part: tuple[int, int] | None) -> str:
+    """What to type on the next machine."""
+    words = f"p2pfl start --network {network}"
+    if part is not None:
+        return f"{words} --data {data} --part {part[0] % part[1] + 1}/{part[1]}"
+    if data == "mnist10k":
+        return f"{words} --data mnist10k"
+    return f"{words} --data ITS-OWN-DATA" + (f" --target {target}" if target else "")
+
+
+class _Session:
+    """One peer in the foreground: shows it, stops it on Ctrl-C, writes its files."""
+
+    def __init__(
+        self, console: Console, name: str, network: str, again: str, folder: Path, rounds: int | None
+    ) -> None:
+        from p2pfl.sinks import RunFiles
+
+        self._console = console
+        self._name = name
+        self._network = network
+        self._again = again
+        self._watch = Watch(console, [name], 15 if rounds is None else rounds)
+        self._files = RunFiles(folder, self._watch.say)
+        self._began = time.monotonic()
+        self._settings: dict[str, Setting] = {}
+
+    def take(self, event: RunEvent) -> None:
+        """Take in an event."""
+        self._files(event)
+        self._watch.take(self._name, event)
+        match event:
+            case Listening(addresses=addresses):
+                self._watch.say(f"{self._name} waits in network {self._network!r} at {', '.join(addresses)}")
+                self._watch.say(f"on the next machine:  {self._again}")
+                first = next((a for a in addresses if not a.startswith("127.")), addresses[0] if addresses else "")
+                self._watch.say(f"where multicast is blocked, add:  --peer {first}")
+            case PeerJoined(name=other):
+                self._watch.say(f"found {other}")
+            case PeerGone(name=other, reason="left"):
+                self._watch.say(f"{other} has left")
+            case Started(settings=settings, members=members, round=round):
+                self._settings = settings
+                self._begin(settings, members, round)
+            case StateChanged(state="finished"):
+                self._watch.say("finished; serving the last share until the neighbors are done")
+            case _:
+                pass
+        self._watch.refresh()
+
+    def _begin(self, settings: dict[str, Setting], members: tuple[str, ...], round: int) -> None:
+        from p2pfl.recipe import recipe_of
+
+        recipe = recipe_of(settings)
+        self._watch.set_rounds(recipe.rounds)
+        work = f"{recipe.steps} steps" if recipe.steps else f"{recipe.epochs} epoch" + "s" * (recipe.epochs > 1)
+        much = f"{recipe.rounds} rounds" if recipe.rounds else "rounds until stopped"
+        self._watch.say(
+            f"round {round + 1} begins with {', '.join(members)}: {recipe.topology.partition(':edges')[0]}, "
+            f"{recipe.model}, {much} of {work}, lr {recipe.lr:g}, batch {recipe.batch_size}, seed {recipe.seed}"
+        )
+
+    def run(self, peer: Any, label_counts: Callable[[], dict[str, int]]) -> dict[str, Any]:
+        """Run the peer to its end; returns the summary, which is also written."""
+        try:
+            self._files.open()
+        except OSError as error:
+            self._watch.say(f"nothing is written to {self._files.folder}: {error.strerror}; the run goes on")
+        try:
+            with self._watch:
+                result = asyncio.run(_until_stopped(peer, self._watch))
+        finally:
+            self._files.close()
+        files = self._files
+        last = result.history[-1] if result.history else None
+        accuracy = spread([last.test_accuracy]) if last is not None and last.test_accuracy is not None else None
+        summary = {
+            "peer": self._name,
+            "network": self._network,
+            "peers": len(result.members),
+            "members": result.members,
+            "rounds": result.round,
+            "topology": self._settings.get("topology", "ring"),
+            "algorithm": "d-psgd",
+            "seed": self._settings.get("seed", 0),
+            "wall_s": round(time.monotonic() - self._began, 3),
+            "accuracy": accuracy,
+            "loss": last.test_loss if last is not None else None,
+            "metrics": dict(result.metrics),
+            "alone": None,
+            "pooled": None,
+            "consensus_distance": None,
+            "bytes_sent": files.bytes_sent,
+            "bytes_received": files.bytes_received,
+            "control_bytes_sent": files.control_bytes_sent,
+            "failures": dict(result.failures),
+            "folder": str(files.folder),
+            "model": str(peer.model_path),
+        }
+        try:
+            files.write_partition((self._name, label, count) for label, count in label_counts().items())
+            files.write_summary(summary)
+        except OSError as error:
+            self._console.print(Text(f"the summary was not written: {error.strerror}"))
+        return summary
+
+    def close_with(self, summary: dict[str, Any]) -> None:
+        """What a person wants to know at the end."""
+        console = self._console
+        accuracy = percent(summary["accuracy"]["mean"]) if summary["accuracy"] else None
+        figure = f"accuracy {accuracy}" if accuracy else f"test loss {summary['loss']}"
+        sent, received = megabytes(summary["bytes_sent"]), megabytes(summary["bytes_received"])
+        rounds = f"{summary['rounds']} rounds" if summary["rounds"] != 1 else "1 round"
+        console.print(Text(f"{rounds} in {summary['wall_s']:.1f} s, {figure}; {sent} sent, {received} received"))
+        if summary["failures"]:
+            lost = ", ".join(f"{count} × {reason}" for reason, count in summary["failures"].items())
+            console.print(Text(f"shares that did not count: {lost}"))
+        console.print(Text(f"model: {summary['model']}"), soft_wrap=True)
+
+
+async def _until_stopped(peer: Any, watch: Watch) -> Any:
+    """Run, leaving in good order on the first Ctrl-C or SIGTERM and at once on the second."""
+    loop = asyncio.get_running_loop()
+    asked_to_stop = False
+
+    def stop() -> None:
+        nonlocal asked_to_stop
+        if asked_to_stop:
+            os._exit(130)
+        asked_to_stop = True
+        watch.say("leaving: goodbye to the others, saving the model (again to quit at once)")
+        peer.stop()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    return await peer.run()

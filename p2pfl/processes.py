@@ -1,0 +1,306 @@
+"""Peers as processes of this machine: launched from one server that has imported torch once, watched, and ended.
+
+The parent needs no torch. Each child has a pipe of its own to the parent: events come up as JSON lines, commands go
+down; a child whose pipe ends has lost its parent and leaves, so a killed parent leaves no orphan.
+"""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+import msgspec
+
+from p2pfl.events import RunEvent
+from p2pfl.types import Setting
+
+_PRELOADED = ["p2pfl.peer", "p2pfl.learning.by_name", "p2pfl.processes", "aiohttp", "zeroconf"]
+_GRACE_S = 5.0  # for a child to leave by itself
+
+
+class PeerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a child is told: one peer of a run."""
+
+    name: str
+    seat: str
+    network: str
+    data: str
+    part: tuple[int, int]
+    settings: dict[str, Setting]
+    target: str | None = None
+    own_model: str | None = None
+    out: str | None = None
+    interface: str = "127.0.0.1"
+    port: int = 0
+    mdns: bool = True
+    peers: tuple[str, ...] = ()
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A reference without a network: the peer alone, or (`pooled`) one model on everybody's data."""
+
+    spec: PeerSpec
+    pooled: bool = False
+
+
+class Partition(msgspec.Struct, frozen=True, tag=True):
+    """A child's training examples by label."""
+
+    counts: dict[str, int]
+
+
+class Ended(msgspec.Struct, frozen=True, tag=True):
+    """A child's run is over: its accuracy, or the error that ended it."""
+
+    accuracy: float | None = None
+    loss: float | None = None
+    error: str = ""
+    kind: str = ""  # class of the error
+
+
+Told: TypeAlias = RunEvent | Partition | Ended
+_decoder_events: msgspec.json.Decoder[RunEvent] = msgspec.json.Decoder(RunEvent)
+_decoder_others: msgspec.json.Decoder[Partition | Ended] = msgspec.json.Decoder(Partition | Ended)
+
+
+class Processes:
+    """The children of one parent; used as a context manager, which ends them all."""
+
+    def __init__(self) -> None:
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(_PRELOADED)
+        self._running: dict[int, tuple[ForkServerProcess, Connection]] = {}
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        deadline = time.monotonic() + _GRACE_S
+        for process, pipe in self._running.values():
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+            pipe.close()
+        self._running.clear()
+
+    def launch(self, work: PeerSpec | Job) -> int:
+        """Start a child; returns its number."""
+        near, far = self._context.Pipe()
+        function = _peer if isinstance(work, PeerSpec) else _reference
+        process = self._context.Process(target=function, args=(msgspec.json.encode(work), far), daemon=True)
+        process.start()
+        far.close()
+        self._count += 1
+        self._running[self._count] = (process, near)
+        return self._count
+
+    def pid(self, number: int) -> int | None:
+        """The process id of a child."""
+        return self._running[number][0].pid
+
+    def told(self, timeout_s: float) -> Iterator[tuple[int, Told]]:
+        """What the children said meanwhile; waits up to the timeout for a first word. A dead child's is `Ended`."""
+        pipes = {pipe: number for number, (_, pipe) in self._running.items()}
+        for ready in multiprocessing.connection.wait(list(pipes), timeout_s):
+            assert isinstance(ready, Connection)
+            number = pipes[ready]
+            try:
+                while ready.poll():
+                    yield number, _told(ready.recv_bytes())
+            except (EOFError, OSError):
+                process, pipe = self._running.pop(number)
+                pipe.close()
+                process.join(_GRACE_S)
+                if process.exitcode != 0:
+                    yield number, Ended(error=f"its process ended with {_exit(process.exitcode)}", kind="died")
+
+    @property
+    def alive(self) -> bool:
+        """Whether any child may still say something."""
+        return bool(self._running)
+
+    def command(self, number: int, *words: str) -> None:
+        """Tell a child something: `stop`, or `peer HOST:PORT`."""
+        if number in self._running:
+            try:
+                self._running[number][1].send_bytes(" ".join(words).encode())
+            except OSError:
+                return  # it is gone; `told` will say so
+
+    def stop(self) -> None:
+        """Ask all children to leave in good order."""
+        for number in self._running:
+            self.command(number, "stop")
+
+
+def run_jobs(
+    processes: Processes, jobs: Sequence[Job], at_once: int, done: Callable[[int], None]
+) -> list[Ended]:
+    """Run references, some at once; `done` is called with how many are finished."""
+    results: dict[int, Ended] = {}
+    waiting = list(enumerate(jobs))
+    running: dict[int, int] = {}
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            index, job = waiting.pop(0)
+            running[processes.launch(job)] = index
+        for number, told in processes.told(0.2):
+            if isinstance(told, Ended) and number in running:
+                results[running.pop(number)] = told
+                done(len(results))
+    return [results[index] for index in range(len(jobs))]
+
+
+def _told(data: bytes) -> Told:
+    if data.startswith(b'{"event"'):
+        return _decoder_events.decode(data)
+    return _decoder_others.decode(data)
+
+
+def _exit(code: int | None) -> str:
+    return f"signal {-code}" if code is not None and code < 0 else f"status {code}"
+
+
+# In the child
+
+
+class _Pipe:
+    """The child's end: tells the parent, and listens to it in a thread."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def tell(self, message: Told) -> None:
+        try:
+            self._pipe.send_bytes(msgspec.json.encode(message))
+        except OSError:
+            return  # the parent is gone; the listening thread ends this process
+
+    def listen(self, heard: Callable[[list[str]], None]) -> None:
+        """Call `heard` for each command; an end of the pipe is a `stop`, and soon the end of this process."""
+
+        def listen() -> None:
+            try:
+                while True:
+                    heard(self._pipe.recv_bytes().decode().split())
+            except (EOFError, OSError):
+                heard(["stop"])
+                time.sleep(_GRACE_S)  # a grace period, in a thread of its own, before the hard end
+                os._exit(1)
+
+        threading.Thread(target=listen, daemon=True, name="p2pfl-parent").start()
+
+
+def _peer(encoded: bytes, connection: Connection) -> None:
+    """A child that is a peer."""
+    import asyncio
+
+    from p2pfl.errors import P2pflError
+    from p2pfl.learning.by_name import NamedLearning
+    from p2pfl.peer import Peer, no_discovery
+    from p2pfl.shell import single_thread
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it tells the children
+    single_thread()
+    spec = msgspec.json.decode(encoded, type=PeerSpec)
+    pipe = _Pipe(connection)
+    learning = NamedLearning(
+        data=spec.data, part=spec.part, target=spec.target, seat=spec.seat, own_model=spec.own_model
+    )
+
+    def build(recipe: Any) -> Any:
+        learner = learning(recipe)
+        pipe.tell(Partition(learning.label_counts()))
+        return learner
+
+    async def run() -> Ended:
+        peer = Peer(
+            spec.name,
+            build,
+            network=spec.network,
+            seat=spec.seat,
+            interface=spec.interface,
+            port=spec.port,
+            peers=spec.peers,
+            out=spec.out,
+            sinks=(pipe.tell,),
+            discovery=None if spec.mdns else no_discovery,
+            facts=learning.facts,
+        )
+        peer.ask(**spec.settings)
+        loop = asyncio.get_running_loop()
+
+        def heard(words: list[str]) -> None:
+            act = peer.stop if words[0] == "stop" else lambda: peer.add_peer(words[1])
+            loop.call_soon_threadsafe(act)
+
+        pipe.listen(heard)
+        try:
+            result = await peer.run()
+        except P2pflError as error:
+            return Ended(error=str(error), kind=type(error).__name__)
+        return Ended(result.accuracy, result.loss)
+
+    pipe.tell(asyncio.run(run()))
+
+
+def _reference(encoded: bytes, connection: Connection) -> None:
+    """A child that trains without a network, for as many rounds and with the same draws as the peer would."""
+    from p2pfl.errors import P2pflError
+    from p2pfl.learning.by_name import NamedLearning
+    from p2pfl.recipe import recipe_of
+    from p2pfl.shell import single_thread
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    single_thread()
+    job = msgspec.json.decode(encoded, type=Job)
+    spec, pipe = job.spec, _Pipe(connection)
+    stopped = threading.Event()
+    pipe.listen(lambda words: stopped.set())
+    recipe = recipe_of(spec.settings)
+    learning = NamedLearning(
+        data=spec.data,
+        part=None if job.pooled else spec.part,
+        target=spec.target,
+        seat="pooled" if job.pooled else spec.seat,
+        own_model=spec.own_model,
+    )
+    try:
+        learner = learning(recipe)
+        for round in range(recipe.rounds):
+            learner.train(round, None, stopped.is_set)
+            if stopped.is_set():
+                return
+        result = learner.evaluate()
+    except P2pflError as error:
+        pipe.tell(Ended(error=str(error), kind=type(error).__name__))
+        return
+    pipe.tell(Ended(result.accuracy, result.loss))
+
+
+def consensus_of_files(paths: Sequence[Path]) -> float | None:
+    """Ξ² = (1/n) Σ‖x_i − x̄‖² over saved models, None if one is missing."""
+    import numpy as np
+    from safetensors.numpy import load_file
+
+    if not paths or not all(path.exists() for path in paths):
+        return None
+    models: list[Mapping[str, Any]] = [load_file(path) for path in paths]
+    total = 0.0
+    for name in models[0]:
+        stack = np.stack([model[name].astype(np.float64) for model in models])
+        total += float(np.square(stack - stack.mean(axis=0)).sum())
+    return total / len(paths)
