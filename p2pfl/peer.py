@@ -228,7 +228,7 @@ class Peer:
             for address in self._seeds:
                 shell.handle(FoundEvent("", (address,)))
             async with self._discovery(self._found, shell.warn) as discovery:
-                await discovery.announce(Announcement(self.id, self.network, self._transport.addresses))
+                await discovery.announce(Announcement(self.id, self.network, self._announced()))
                 await asyncio.Event().wait()  # until the run is over and cancels this
 
         outcome = await shell.run(first)
@@ -242,6 +242,11 @@ class Peer:
         if self._shell is not None:
             self._shell.stop()
 
+    @property
+    def ready(self) -> bool:
+        """Whether model and data are built: the peer can begin when the network does."""
+        return self._recipe is not None
+
     def ask(self, **settings: Setting) -> None:
         """Ask for more settings before running."""
         self._asked = Asked.of(**{**self._asked, **settings}).settings
@@ -250,6 +255,12 @@ class Peer:
         """Propose one more host:port while running."""
         if self._shell is not None:
             self._shell.handle(FoundEvent("", (address,)))
+
+    def _announced(self) -> tuple[str, ...]:
+        """What discovery tells: on all interfaces, it follows their addresses by itself."""
+        if isinstance(self._transport, HttpTransport) and self._transport.hosts == ("0.0.0.0",):
+            return (f"0.0.0.0:{self._transport.port}",)
+        return self._transport.addresses
 
     # Checkpoints
 

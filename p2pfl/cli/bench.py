@@ -1,5 +1,98 @@
-"""`p2pfl bench`: measurements against a reference of the same run."""
+"""`p2pfl bench`: measurements of this machine, each beside the reference it was measured against."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
-app = typer.Typer(help="Measure this machine: each figure beside the reference it was measured against.", no_args_is_help=True)
+from p2pfl.cli import options
+from p2pfl.cli.options import print_json
+
+app = typer.Typer(
+    help="Measure this machine: each figure beside the reference it was measured against, in the same run.",
+    epilog="Examples:\n\np2pfl bench round\n\np2pfl bench transfer --model-mb 50 --json",
+    no_args_is_help=True,
+)
+
+
+@app.command("round", epilog="Example:\n\np2pfl bench round --peers 4")
+def round_(
+    peers: Annotated[int, typer.Option(min=2, help="Peers, each a process.")] = 4,
+    rounds: Annotated[int, typer.Option(min=4, help="Rounds a turn.")] = 12,
+    turns: Annotated[int, typer.Option(min=1, help="How often network and reference take turns.")] = 3,
+    json: options.Json = False,
+) -> None:
+    """What a round costs beyond its training: a ring of peers, against the same work without a network."""
+    from p2pfl.bench.round import measure
+
+    with options.console(json).status(f"{turns} turns of {rounds} rounds with {peers} peers, and without a network …"):
+        figures = measure(peers, rounds, turns)
+    _show(
+        figures,
+        json,
+        {
+            "round_s": "a steady round, median (s)",
+            "training_only_s": "its training and evaluation without a network (s)",
+            "ratio": "ratio",
+            "wait_s": "of the round: waiting for neighbors (s)",
+            "mix_s": "of the round: mixing and evaluation (s)",
+        },
+    )
+
+
+@app.command(epilog="Example:\n\np2pfl bench transfer --model-mb 200")
+def transfer(
+    model_mb: Annotated[int, typer.Option(min=1, help="Size of the model in MB.")] = 200,
+    repeats: Annotated[int, typer.Option(min=1, help="How often it is moved.")] = 5,
+    json: options.Json = False,
+) -> None:
+    """How fast a model moves between two peers, both ways at once, against plain sockets; and what memory it takes."""
+    from p2pfl.bench.transfer import measure
+
+    with options.console(json).status(f"moving {model_mb} MB both ways, {repeats} times, by p2pfl and by sockets …"):
+        figures = measure(model_mb, repeats)
+    _show(
+        figures,
+        json,
+        {
+            "model_mb": "model (MB)",
+            "mb_per_s": "each way, both at once (MB/s)",
+            "socket_mb_per_s": "plain sockets, the same (MB/s)",
+            "ratio": "ratio",
+            "finite_check_s": "apart from it: the finite check (s)",
+            "mix_s": "apart from it: mixing (s)",
+            "transfer_peak_mb": "memory of the transfer: vector, buffer, mixed (MB)",
+            "peer_peak_over_import_mb": "memory of a whole training peer, beyond imports (MB)",
+        },
+    )
+
+
+@app.command(epilog="Example:\n\np2pfl bench memory --json")
+def memory(json: options.Json = False) -> None:
+    """What an idle peer holds in memory, against a process that has only imported torch."""
+    from p2pfl.bench.memory import measure
+
+    with options.console(json).status("starting a peer, and a process that only imports torch …"):
+        figures = measure()
+    _show(
+        figures,
+        json,
+        {
+            "idle_mb": "an idle peer (MB)",
+            "import_mb": "a process that has imported torch (MB)",
+            "idle_over_import_mb": "difference (MB)",
+        },
+    )
+
+
+def _show(figures: Mapping[str, Any], json: bool, titles: Mapping[str, str]) -> None:
+    if json:
+        print_json(figures)
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for key, title in titles.items():
+        table.add_row(title, f"{figures[key]:.4g}", style="bold" if key == "ratio" else "")
+    options.console(json).print(table)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -31,6 +31,7 @@ Alpha = Annotated[
     typer.Option(min=0.0, help="Dirichlet alpha of the split: .1 is very lopsided, 100 nearly even, 0 even."),
 ]
 Target = Annotated[str | None, typer.Option(help="The column of a CSV to predict.")]
+Missing = Annotated[Literal["refuse", "drop", "mean"], typer.Option(help="What to do with missing values of a CSV.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 
 

@@ -32,7 +32,7 @@ def command(
     network: Annotated[str, typer.Option(help="Peers of one network name find each other.")] = "home",
     data: options.Data = "mnist10k",
     target: options.Target = None,
-    missing: Annotated[str, typer.Option(help="Missing values of a CSV: refuse, drop or mean.")] = "refuse",
+    missing: options.Missing = "refuse",
     part: Annotated[str | None, typer.Option(help="Use part I of N of the data, from 1, as 2/5.")] = None,
     alpha: options.Alpha = None,
     topology: options.Topology = None,
@@ -55,7 +55,7 @@ def command(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Listen on this port [default: the first free one from 7470].")
     ] = None,
-    interface: Annotated[str | None, typer.Option(help="Name or address of the interface to use [default: all].")] = None,
+    interface: Annotated[str | None, typer.Option(help="Interface to use, by name or address [default: all].")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads to compute with [default: PyTorch's].")] = None,
     init: Annotated[Path | None, typer.Option(help="A model file to begin with.")] = None,
@@ -81,8 +81,6 @@ def command(
     chosen = part_of(part) if part else None
     if alpha is not None and chosen is None:
         raise UsageError("--alpha shapes the split into parts: give --part I/N too")
-    if missing not in ("refuse", "drop", "mean"):
-        raise UsageError(f"--missing {missing!r}: choose refuse, drop or mean")
     if resume:
         if out is None:
             raise UsageError("--resume needs --out: the folder of the run to go on with")

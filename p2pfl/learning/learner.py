@@ -80,8 +80,7 @@ class Learner(Protocol):
 class TorchLearner:
     """Trains an `nn.Module` by mini-batches.
 
-    The module's parameters become views of one flat vector, so that loading and reading them is one copy, and plain
-    SGD one operation. The process's random generator is seeded by (seed, seat, round) while training and put back
+    The module's parameters become views of one flat vector, so that loading and reading them is one copy. The process's random generator is seeded by (seed, seat, round) while training and put back
     afterwards: dropout and the order of the examples are the same wherever this peer runs.
     """
 
@@ -142,8 +141,8 @@ class TorchLearner:
         self._seed = seed
         self._seat = seat
         self._flat = torch.empty(self.layout.size, dtype=self.layout.torch_dtype, device=self._device)
-        self._gradient: torch.Tensor | None = None
         self._adopt_parameters()
+        self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # The first torch.optim object of a process imports the compiler: seconds and 150 MB that plain SGD does without.
         self._optimizer = optimizer(list(model.parameters())) if optimizer is not None else None
         self._schedule = schedule(self._optimizer) if schedule is not None and self._optimizer is not None else None
@@ -217,21 +216,17 @@ class TorchLearner:
     def _step(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         if self._optimizer is not None:
             self._optimizer.zero_grad()
-            loss = self._loss_of(self.model(inputs), targets)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._optimizer.step()
-            return loss.detach()
-        if self._gradient is None:
-            self._gradient = torch.zeros_like(self._flat)
-            gradients = self.layout.views(self._gradient)
-            for name, parameter in self.model.named_parameters():
-                if parameter.requires_grad:
-                    parameter.grad = gradients[name]
-        else:
-            self._gradient.zero_()
         loss = self._loss_of(self.model(inputs), targets)
         loss.backward()  # type: ignore[no-untyped-call]
-        self._flat.add_(self._gradient, alpha=-self._lr)
+        if self._optimizer is not None:
+            self._optimizer.step()
+            return loss.detach()
+        with torch.no_grad():
+            for parameter in self._trained:
+                if parameter.grad is not None:
+                    parameter.add_(parameter.grad, alpha=-self._lr)
+                    # Without an old gradient, the next backward pass hands its own over instead of adding a copy.
+                    parameter.grad = None
         return loss.detach()
 
     def _loss_of(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,7 @@ _LARGE = 1024  # values of an input above which a dense first layer costs more t
 _MAX_WIDTH = 1 << 20
 
 
-def build_model(spec: str, input_shape: Sequence[int], outputs: int, seed: int) -> nn.Module:
+def build_model(spec: str, input_shape: Sequence[int], outputs: int, seed: int = 0) -> nn.Module:
     """Build a model with the initial weights of `seed`; the process's random generator is left as it was.
 
     A function is called as function(input_shape, outputs) if it can take two positional arguments, else with none.

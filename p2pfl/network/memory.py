@@ -9,38 +9,41 @@ from p2pfl.network.transport import Link, Service
 
 
 class _End:
-    """One end of a connection: what the other sends waits in `inbox`, None means closed."""
+    """One end of a connection: what the other sends waits in `inbox`, None means that nothing follows."""
 
     def __init__(self, remote: str) -> None:
         self.remote = remote
         self.inbox: asyncio.Queue[bytes | None] = asyncio.Queue()
-        self.other: _End | None = None
+        self.other: _End | None = None  # None once closed
+        self.why = ""
 
     async def send(self, data: bytes) -> None:
         if self.other is None:
-            raise LinkClosed("closed")
+            raise LinkClosed(self.why)
         self.other.inbox.put_nowait(data)
 
     async def receive(self) -> bytes:
         data = await self.inbox.get()
         if data is None:
             self.inbox.put_nowait(None)
-            raise LinkClosed("closed by the other end")
+            raise LinkClosed(self.why)
         return data
 
     async def close(self, why: str) -> None:
         if self.other is not None:
-            self.other.inbox.put_nowait(None)
-            self.other.other = None
-            self.other = None
-            self.inbox.put_nowait(None)
+            self.other._ended(f"closed by the other end: {why}")
+            self._ended(f"closed here: {why}")
+
+    def _ended(self, why: str) -> None:
+        self.other, self.why = None, why
+        self.inbox.put_nowait(None)
 
 
 class MemoryNetwork:
     """Where the memory transports of one event loop find each other."""
 
     def __init__(self) -> None:
-        self.services: dict[str, Service] = {}
+        self.serving: dict[str, MemoryTransport] = {}
         self._made = 0
 
     def transport(self) -> "MemoryTransport":
@@ -55,6 +58,8 @@ class MemoryTransport:
     def __init__(self, network: MemoryNetwork, address: str) -> None:
         self._network = network
         self._address = address
+        self._service: Service | None = None
+        self._ends: set[_End] = set()  # open here, whoever opened them
         self._accepted: set[asyncio.Task[None]] = set()
 
     @property
@@ -63,33 +68,42 @@ class MemoryTransport:
 
     @asynccontextmanager
     async def serving(self, service: Service) -> AsyncIterator[None]:
-        self._network.services[self._address] = service
+        self._service = service
+        self._network.serving[self._address] = self
         try:
             yield
         finally:
-            del self._network.services[self._address]
+            del self._network.serving[self._address]
+            self._service = None
+            for end in tuple(self._ends):
+                await end.close("left")
+            self._ends.clear()
             for task in self._accepted:
                 task.cancel()
             await asyncio.gather(*self._accepted, return_exceptions=True)
 
     async def connect(self, address: str) -> Link:
-        service = self._network.services.get(address)
-        if service is None:
+        if self._service is None:
+            raise Unreachable("this peer has left the network")
+        other = self._network.serving.get(address)
+        if other is None:
             raise Unreachable(f"nobody is at {address}", refused=True)
         near, far = _End(address), _End(self._address)
         near.other, far.other = far, near
-        task = asyncio.ensure_future(_live(service, far))
-        self._accepted.add(task)
-        task.add_done_callback(self._accepted.discard)
+        self._ends = {end for end in self._ends if end.other is not None} | {near}
+        other._accept(far)
         return near
 
     async def fetch(self, address: str, token: str, peer: str, into: memoryview) -> None:
-        service = self._network.services.get(address)
-        if service is None:
-            raise FetchError("unreachable", address)
+        if self._service is None:
+            raise FetchError("unreachable", "this peer has left the network")
+        other = self._network.serving.get(address)
+        if other is None or other._service is None:
+            raise FetchError("unreachable", f"nobody is at {address}")
+        service = other._service
         body = service.body(token, peer)
         if body is None:
-            raise FetchError("gone", token)
+            raise FetchError("gone", "the offer was withdrawn")
         if body.length != len(into):
             raise FetchError("wrong size", f"{body.length} bytes instead of {len(into)}")
         position = 0
@@ -97,11 +111,20 @@ class MemoryTransport:
             into[position : position + len(piece)] = piece
             position += len(piece)
             await asyncio.sleep(0)
+            if self._service is None or other._service is not service:
+                raise FetchError("broken off", f"after {position} of {len(into)} bytes")
         service.sent(token, peer, body.length)
 
+    def _accept(self, end: _End) -> None:
+        self._ends.add(end)
+        task = asyncio.ensure_future(self._live(end))
+        self._accepted.add(task)
+        task.add_done_callback(self._accepted.discard)
 
-async def _live(service: Service, end: _End) -> None:
-    try:
-        await service.accept(end)
-    finally:
-        await end.close("left")
+    async def _live(self, end: _End) -> None:
+        try:
+            if self._service is not None:
+                await self._service.accept(end)
+        finally:
+            await end.close("left")
+            self._ends.discard(end)

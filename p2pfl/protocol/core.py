@@ -11,9 +11,11 @@ a snapshot. Sans I/O: see `participant`.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from p2pfl.errors import ProtocolError
 from p2pfl.events import Finished, PeerGone, PeerJoined, Started, StateChanged, Warned
+from p2pfl.layout import Vector
 from p2pfl.protocol.agreement import agree, conflict
 from p2pfl.protocol.links import Links
 from p2pfl.protocol.membership import Table, display_names
@@ -54,15 +56,17 @@ from p2pfl.protocol.participant import (
     Received,
     Send,
     Stop,
+    Tick,
     Trained,
 )
 from p2pfl.protocol.rounds import SynchronousRound
-from p2pfl.types import PeerId, Seat, Vector, is_index, seat_order
+from p2pfl.types import PeerId, Seat, is_index, seat_order
 
 ROUNDS_AHEAD = 2  # a change of view is announced for this many rounds after the latest round known
 SUSPECT_S = 6.0  # a peer that cannot be reached, yet nobody answers that it is gone, is given this long
 JOIN_RETRY_S = 10.0  # a newcomer without an answer asks somebody else
 LINGER_S = 60.0  # a finished peer serves its last share this long at most
+_SURPLUS = "second connection"
 _FATAL = frozenset({"duplicate seat", "duplicate identity", "no common version"})
 
 
@@ -104,6 +108,8 @@ class PeerCore:
         self._linger_until: float | None = None
         self._same_data: set[PeerId] = set()
         self._early: dict[PeerId, Offer] = {}
+        self._said: dict[LinkId, Hello] = {}  # until the other end's hello comes
+        self._snapshot_from: PeerId | None = None
 
     # The participant
 
@@ -117,10 +123,12 @@ class PeerCore:
 
     def next_deadline(self) -> float | None:
         """When to hand in a `Tick`."""
+        if self.state == "left":
+            return None
         times = [self._links.next_dial(), self._retry_at, self._linger_until, *self._suspects.values()]
         if self._rounds is not None:
             times.append(self._rounds.next_deadline())
-        if self.state == "lobby":
+        if self.state == "lobby" and self._running is None:
             times.append(self._wait_until)
         return min((t for t in times if t is not None), default=None)
 
@@ -138,7 +146,8 @@ class PeerCore:
                 return self._fetch_failed(event, now)
             case LinkOpened(link, dialed):
                 self._links.opened(link, dialed)
-                return [Send(link, self._hello())]
+                self._said[link] = self._hello()
+                return [Send(link, self._said[link])]
             case LinkLost(link):
                 return self._link_lost(link, now)
             case DialFailed(key, refused):
@@ -152,18 +161,23 @@ class PeerCore:
                 return self._take_prepared(event, now)
             case Stop():
                 return self._leave("stopped")
+            case Tick():
+                return self._lobby(now)  # the first one is the beginning
             case _:
                 return []
 
     def _deadlines(self, now: float) -> list[Effect]:
         effects: list[Effect] = []
+        if self.state == "left":
+            return effects
         for peer in [peer for peer, until in self._suspects.items() if until <= now]:
             effects += self._declare_dead(peer, now)
         if self._retry_at is not None and self._retry_at <= now and self.state == "joining":
-            effects += self._join(now)
+            effects += self._ask_again(now)
         if self._linger_until is not None and self._linger_until <= now and self.state == "finished":
             return effects + self._leave("rounds")
-        if self.state == "lobby" and self._wait_until is not None and self._wait_until <= now:
+        waits = self.state == "lobby" and self._running is None
+        if waits and self._wait_until is not None and self._wait_until <= now:
             return effects + self._fail(self._nobody())
         if self._rounds is not None:
             effects += self._rounds.advance(now)
@@ -189,7 +203,7 @@ class PeerCore:
             return []
         peer = self._links.peer_of(link)
         if isinstance(message, Refused):
-            return self._refused(link, message)
+            return self._refused(link, message, peer)
         if peer is None:
             if not isinstance(message, Hello):
                 return self._refuse(link, ProtocolError("no hello"))
@@ -228,6 +242,10 @@ class PeerCore:
                 return []
 
     def _greet(self, link: LinkId, hello: Hello, now: float) -> list[Effect]:
+        try:
+            self._links.check(hello)
+        except ProtocolError as error:
+            return self._refuse(link, error)
         clash = self._clash(hello)
         if clash is not None:
             reason, detail, mine = clash
@@ -236,20 +254,22 @@ class PeerCore:
                 return [Close(link, reason)]
             refusal = self._refuse(link, ProtocolError(reason, detail))
             return [Close(link, reason), *self._fail(detail)] if mine else refusal
-        try:
-            stays, other = self._links.greeted(link, hello)
-        except ProtocolError as error:
-            return self._refuse(link, error)
-        if not stays:
-            return [Close(link, "second connection")]
-        effects: list[Effect] = [] if other is None else [Close(other, "second connection")]
-        peer = hello.me.peer
+        peer, said = hello.me.peer, self._said.pop(link)
+        surplus = self._links.greeted(link, hello)
+        effects: list[Effect] = [] if surplus is None else [self._leave_link(surplus)]
+        if surplus == link:
+            return effects
         self._suspects.pop(peer, None)
+        self._finished.discard(peer)
         self._round_of[peer] = hello.round
-        if other is None:
+        if surplus is None:
             joined = PeerJoined(peer=self._id, other=peer, name=hello.me.name, seat=hello.me.seat)
             effects.append(Emit(joined))
         effects += self._learn((hello.me, *hello.members), peer, now)
+        if self._running is not None and hello.running is None and said.running is None:
+            effects.append(Send(link, Start(self._running, self._init, tuple(self._table))))
+        elif said.members != tuple(self._table):
+            effects.append(Send(link, Update(tuple(self._table))))
         if self._prepared is not None and self.state == "lobby":
             effects.append(Send(link, self._ready_message(self._prepared)))
         if self._rounds is not None:
@@ -258,7 +278,7 @@ class PeerCore:
         if hello.running is not None:
             return effects + self._adopt(hello.running, now)
         if self._running is not None and self.state != "lobby":
-            return effects  # it learns of the run from our hello
+            return effects  # it learns of the run from this peer
         return effects + self._lobby(now)
 
     def _clash(self, hello: Hello) -> tuple[str, str, bool] | None:
@@ -297,12 +317,21 @@ class PeerCore:
         detail = str(error).removeprefix(f"{error.reason}: ")
         return [Send(link, Refused(error.reason, detail[:500])), Close(link, error.reason)]
 
-    def _refused(self, link: LinkId, refusal: Refused) -> list[Effect]:
+    def _leave_link(self, link: LinkId) -> Effect:
+        """Send no more on a surplus connection; see `links`."""
+        if self._links.is_left_by_other(link):
+            return Close(link, _SURPLUS)
+        return Send(link, Refused(_SURPLUS))
+
+    def _refused(self, link: LinkId, refusal: Refused, peer: PeerId | None) -> list[Effect]:
+        if refusal.reason == _SURPLUS and peer is not None:
+            return [Close(link, _SURPLUS)] if self._links.left_by_other(link) else []
         if refusal.reason in _FATAL and self.state in ("lobby", "joining"):
             return self._fail(refusal.detail or refusal.reason)
         return [Close(link, "refused")]
 
     def _link_lost(self, link: LinkId, now: float) -> list[Effect]:
+        self._said.pop(link, None)
         peer = self._links.lost(link, now)
         if peer is None:
             return []
@@ -334,8 +363,8 @@ class PeerCore:
         for member in news:
             old = before[member.peer]
             if member.peer == self._id:
-                effects += self._told_of_me(old, member, now)
-            elif member.state in ("dead", "left"):
+                continue  # below, after the others are told
+            if member.state in ("dead", "left"):
                 self._suspects.pop(member.peer, None)
                 if old is not None and old.state not in ("dead", "left"):
                     gone = PeerGone(
@@ -349,13 +378,18 @@ class PeerCore:
             effects += [e for e in self._broadcast(fresh) if e.link != self._links.link_of(teller)]
             if any(m.peer == self._id for m in news):
                 effects += self._send(teller, Update((self._table.me,)))
+                effects += self._told_of_me(before[self._id], self._table.me, now)
         return effects + (self._neighbors_done() if news else [])
 
     def _told_of_me(self, old: Member | None, new: Member, now: float) -> list[Effect]:
         """Somebody else's word on this peer: a round to begin with, or a rumor of its death."""
         if self.state == "joining" and new.since is not None and (old is None or new.since != old.since):
             return self._ask_for_snapshot(now)
-        if new.state == "lobby" and self.state in ("running", "finished"):
+        if self.state == "joining" and new.since is None:
+            return self._join(now)
+        if self.state == "observer" and new.state != "observer":
+            return list(self._broadcast(Update((self._table.change(self._id, state="observer"),))))
+        if self.state == "running" and (new.since is None or new.since > self._round):
             self._rounds = None  # the others go on without this peer: come back as a newcomer
             return self._enter(now)
         return []
@@ -367,6 +401,8 @@ class PeerCore:
             return []
         if layout != prepared.layout:
             return self._send(peer, Refused("schema mismatch"))
+        if member.state in ("dead", "left"):
+            return self._send(peer, Update((member,)))  # only the peer itself can contradict that, and asks again
         since = self._change_round()
         if prepared.rules.rounds:
             since = min(since, prepared.rules.rounds)
@@ -476,7 +512,7 @@ class PeerCore:
         )
         me = self._table.me
         own_start = self.state == "lobby" and me.since == running.start and prepared.round == running.start
-        if own_start and (running.start > 0 or prepared.init == self._init):
+        if own_start and prepared.vector is not None and (running.start > 0 or prepared.init == self._init):
             return self._begin(running.start, prepared.vector, now)
         self.state = "joining"
         state: list[Effect] = [Emit(StateChanged(peer=self._id, state="joining", round=running.start))]
@@ -488,6 +524,8 @@ class PeerCore:
         self.state, self._retry_at = "running", None
         names = self._table.view(round).names
         started = Started(peer=self._id, settings=self._running.settings, round=round, members=names)
+        if self._prepared is not None:
+            self._prepared = replace(self._prepared, vector=None)
         effects = self._rounds.begin(round, vector, now)
         for peer, offer in self._early.items():
             effects += self._rounds.offered(peer, offer, now)
@@ -517,8 +555,19 @@ class PeerCore:
         if self._rounds is not None:
             self._rounds.round = since  # offers of earlier rounds are not for this peer
         peer = self._next_of(m.peer for m in self._table.view(since).members if m.peer != self._id)
+        self._snapshot_from = peer
         self._retry_at = now + (JOIN_RETRY_S if peer else 1.0)
         return self._send(peer, SnapshotWanted(since)) if peer else []
+
+    def _ask_again(self, now: float) -> list[Effect]:
+        """An answer is late: ask somebody else, unless the round granted is yet to come."""
+        since = self._table.me.since
+        if since is None or any(self._round_of.get(peer, 0) > since for peer in self._links.peers):
+            return self._join(now)
+        if self._snapshot_from is None or not self._links.reachable(self._snapshot_from):
+            return self._ask_for_snapshot(now)
+        self._retry_at = now + JOIN_RETRY_S
+        return []
 
     def _next_of(self, peers: Iterable[PeerId]) -> PeerId | None:
         """Somebody reachable, preferably not asked before."""
@@ -543,8 +592,10 @@ class PeerCore:
         if event.offer.kind == "share":
             return self._rounds.fetched(event, now) if self._rounds is not None else []
         prepared, since = self._prepared, self._table.me.since
-        if self.state != "joining" or prepared is None or since is None or not event.finite:
+        if self.state != "joining" or prepared is None or since is None:
             return []
+        if not event.finite:
+            return self._join(now)
         return self._begin(max(since, event.offer.round), event.vector, now)
 
     def _fetch_failed(self, event: FetchFailed, now: float) -> list[Effect]:
@@ -610,6 +661,11 @@ class PeerCore:
         if self._rounds is not None:
             return self._rounds.model
         return self._prepared.vector if self._prepared else None
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that were chosen by somebody in the network."""
+        return self._running.settings if self._running is not None else (self._wanted or {})
 
     @property
     def members(self) -> tuple[Member, ...]:

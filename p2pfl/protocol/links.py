@@ -1,8 +1,11 @@
 """Control connections: whom to dial and when, the handshake, and one connection for each pair of peers.
 
 Both ends send `Hello` at once. The first message of the other end must be its `Hello`; what it says is checked here,
-and a refusal is sent before the connection is closed, so that the other end can tell its user. Where both ends dialed
-at the same time, the connection dialed by the lower id stays.
+and a refusal is sent before the connection is closed, so that the other end can tell its user.
+
+Of two connections to one peer, that dialed by the lower id stays; if one end dialed both, the one greeted last. An end
+that leaves a connection says so on it, as its last word, and goes on listening: whoever has left it and hears this
+closes it. So no message is lost while the ends are of different minds.
 """
 
 from dataclasses import dataclass
@@ -39,6 +42,7 @@ class Links:
         self._peer_of: dict[LinkId, PeerId] = {}
         self._link_of: dict[PeerId, LinkId] = {}
         self._hello_of: dict[PeerId, Hello] = {}
+        self._left_by_other: set[LinkId] = set()
         self.open = True
 
     # Dialing
@@ -99,20 +103,20 @@ class Links:
         if dialed in self._targets:
             self._targets[dialed].dialing = False
 
-    def greeted(self, link: LinkId, hello: Hello) -> tuple[bool, LinkId | None]:
-        """Take the other end's hello; identity and seat are the core's to judge.
-
-        Returns:
-            Whether this connection stays, and another one to the same peer that is to be closed in its favor.
+    def check(self, hello: Hello) -> None:
+        """Whether the other end's hello allows to talk; identity and seat are the core's to judge.
 
         Raises:
             ProtocolError: the other end must not be talked to; the reason is told to it.
         """
-        peer = hello.me.peer
         if hello.network != self._network:
             raise ProtocolError("other network", f"this is {self._network!r}")
         if hello.versions[0] > VERSIONS[1] or hello.versions[1] < VERSIONS[0]:
             raise ProtocolError("no common version", f"this peer speaks {VERSIONS[0]} to {VERSIONS[1]}")
+
+    def greeted(self, link: LinkId, hello: Hello) -> LinkId | None:
+        """Take the other end's hello; returns the surplus one of two connections to that peer, to be left."""
+        peer = hello.me.peer
         self._hello_of[peer] = hello
         self._peer_of[link] = peer
         key = self._dialed.get(link)
@@ -124,15 +128,27 @@ class Links:
         if peer in self._targets:
             self._targets[peer].failures = 0
         other = self._link_of.get(peer)
-        if other is not None and other != link and other in self._dialed:
-            if self._dialer(link, peer) > self._dialer(other, peer):
-                del self._peer_of[link]
-                return False, None
-            self._peer_of.pop(other)
-        else:
-            other = None
+        if other is not None and self._dialer(link, peer) > self._dialer(other, peer):
+            return link
         self._link_of[peer] = link
-        return True, other
+        return other
+
+    def left_by_other(self, link: LinkId) -> bool:
+        """The other end's last word on a connection; returns whether it can be closed."""
+        self._left_by_other.add(link)
+        peer = self._peer_of[link]
+        if self._link_of.get(peer) == link and self._dialed.get(link) is None:
+            others = [other for other in self._links_to(peer) if other != link]
+            if others:  # one end dialed both: it is the one to choose
+                self._link_of[peer] = others[-1]
+        return self._link_of.get(peer) != link
+
+    def is_left_by_other(self, link: LinkId) -> bool:
+        """Whether the other end has said its last word on a connection."""
+        return link in self._left_by_other
+
+    def _links_to(self, peer: PeerId) -> list[LinkId]:
+        return [link for link, other in self._peer_of.items() if other == peer]
 
     def _dialer(self, link: LinkId, peer: PeerId) -> PeerId:
         return self._me if self._dialed.get(link) is not None else peer
@@ -143,9 +159,14 @@ class Links:
         """A connection ended; returns the peer that cannot be reached any more, if that was its last one."""
         key = self._dialed.pop(link, None)
         peer = self._peer_of.pop(link, None)
+        self._left_by_other.discard(link)
         if peer is None and key is not None:
             self.dial_failed(key, now)  # it never got as far as a hello: no hurry to dial again
         if peer is None or self._link_of.get(peer) != link:
+            return None
+        remaining = self._links_to(peer)
+        if remaining:
+            self._link_of[peer] = remaining[-1]
             return None
         del self._link_of[peer]
         return peer

@@ -118,7 +118,8 @@ class Table:
 
     def _refute(self, rumor: Member) -> Member:
         mine = self.me
-        if rumor.state in ("dead", "left") or rumor.incarnation > mine.incarnation:
+        gone = rumor.state in ("dead", "left") or rumor.until is not None
+        if gone or rumor.incarnation > mine.incarnation:
             return msgspec.structs.replace(
                 mine, incarnation=rumor.incarnation + 1, state="lobby", since=None, until=None
             )

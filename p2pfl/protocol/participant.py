@@ -10,8 +10,9 @@ from typing import Protocol, TypeAlias
 
 from p2pfl.events import RunEvent
 from p2pfl.graphs.topology import Topology
+from p2pfl.layout import Vector
 from p2pfl.protocol.messages import Message, Offer, Settings
-from p2pfl.types import PeerId, Vector
+from p2pfl.types import PeerId
 
 LinkId: TypeAlias = int  # one control connection, numbered by the driver
 
@@ -83,7 +84,7 @@ class Prepared:
     tensors: tuple[str, ...]
     bytes: int  # of a framed vector
     data: str  # fingerprint of the training data
-    vector: Vector
+    vector: Vector | None  # None once the run has begun with it: it may be as large as all else together
     init: str  # digest of the vector
     round: int = 0
 

@@ -8,7 +8,7 @@ drifts a little.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median_low
 
 from p2pfl.errors import TopologyError
@@ -24,6 +24,7 @@ from p2pfl.events import (
 from p2pfl.graphs.builders import ring
 from p2pfl.graphs.mixing import mixing_weights, with_missing
 from p2pfl.graphs.topology import Topology
+from p2pfl.layout import Vector
 from p2pfl.protocol.membership import View
 from p2pfl.protocol.messages import Declined, Message, Offer
 from p2pfl.protocol.participant import (
@@ -41,7 +42,7 @@ from p2pfl.protocol.participant import (
     Train,
     Trained,
 )
-from p2pfl.types import PeerId, Vector
+from p2pfl.types import PeerId
 
 _MISSES_BEFORE_NOT_WAITED_FOR = 2
 _FETCH_TRIES = 3
@@ -84,14 +85,14 @@ class SynchronousRound:
     ) -> None:
         self._me = me
         self._instance = instance
-        self._prepared = prepared
+        self._prepared = replace(prepared, vector=None)
         self._rules = prepared.rules
         self._view = view
         self._send = send
         self._reachable = reachable
         self._views_differ = views_differ
         self._current: _Round | None = None
-        self.model: Vector = prepared.vector  # with which the current round began
+        self.model = prepared.vector  # with which the current round began
         self._held: dict[PeerId, dict[int, Offer]] = {}  # offers of rounds to come
         self._misses: dict[PeerId, int] = {}
         self._train_s: dict[PeerId, float] = {}  # as neighbors told
@@ -141,9 +142,8 @@ class SynchronousRound:
             for peer, held in self._held.items()
             if (later := {number: offer for number, offer in held.items() if number > round})
         }
-        for peer in self._current.sources:
-            if peer in due:
-                effects += self.offered(peer, due[peer], now)
+        for peer, offer in due.items():
+            effects += self.offered(peer, offer, now)
         return effects
 
     def _topology(self, nodes: int) -> tuple[Topology, str]:
@@ -325,6 +325,8 @@ class SynchronousRound:
         if waiting and now < self._deadline(current):
             return []
         effects: list[Effect] = []
+        if all(peer in current.offers for peer in current.targets):
+            effects += self._forget_served(before=current.number)  # who offers this round is done with the last
         for peer in current.sources:
             if peer not in current.received and peer not in current.given_up:
                 self._misses[peer] = self._misses.get(peer, 0) + 1
@@ -390,6 +392,7 @@ class SynchronousRound:
         token = f"snapshot-{self.round}.{self._instance}"
         for peer in due:
             del self._snapshots_wanted[peer]
+            assert self.model is not None  # only asked of a peer that has begun
             if (self.round, token) not in self._served:
                 self._served.append((self.round, token))
                 effects.append(Serve(token, self.model))
