@@ -161,6 +161,7 @@ class Peer:
         self._facts = facts or ModelFacts
         self._out = Path(out) if out is not None else None
         self._init = Path(init) if init is not None else None
+        self._everywhere = transport is None and interface is None
         self._transport = transport or _lan_transport(interface, port)
         self._discovery = discovery or _mdns(network, interface)
         self._checkpoint = self._read_checkpoint() if resume else None
@@ -258,7 +259,7 @@ class Peer:
 
     def _announced(self) -> tuple[str, ...]:
         """What discovery tells: on all interfaces, it follows their addresses by itself."""
-        if isinstance(self._transport, HttpTransport) and self._transport.hosts == ("0.0.0.0",):
+        if self._everywhere and isinstance(self._transport, HttpTransport):
             return (f"0.0.0.0:{self._transport.port}",)
         return self._transport.addresses
 

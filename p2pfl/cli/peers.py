@@ -64,7 +64,7 @@ class Seen:
 def command(
     seconds: Annotated[float, typer.Option(help="How long to listen; 0 asks the addresses of --peer alone.")] = 2.0,
     interface: Annotated[
-        str | None, typer.Option(help="Name or address of the network interface to listen on [default: all].")
+        str | None, typer.Option(help="Name or address of the network interface to listen on; all unless given.")
     ] = None,
     network: Annotated[str | None, typer.Option(help="List the peers of this network alone.")] = None,
     peer: Annotated[
@@ -151,10 +151,10 @@ async def _look(
         candidates = await browse(seconds, interface, lambda line: typer.echo(f"p2pfl: {line}", err=True))
     wanted = [one for one in candidates if network in (None, one.network)]
     limit = asyncio.Semaphore(_AT_ONCE)
-    seen = await asyncio.gather(
-        *(_ask(one.addresses, one.peer, one.network, limit) for one in wanted),
-        *(_ask((address,), "", "", limit) for address in addresses),
-    )
+    asked = [(one.addresses, one.peer, one.network) for one in wanted] + [((each,), "", "") for each in addresses]
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_ask(*one, limit)) for one in asked]
+    seen = [task.result() for task in tasks]
     chosen = merged([one for one in seen if not one.answered or network in (None, one.network)])
     heard = {one.network for one in candidates} | {one.network for one in seen if one.answered}
     return chosen, sorted(heard - {network})

@@ -50,7 +50,7 @@ class _Image(msgspec.Struct, frozen=True):
 def command(
     file: ModelFile,
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE…", help="Images; .csv files for a table's model.", show_default=False)
+        list[Path], typer.Argument(metavar="IMAGE", help="Images; .csv files for a table's model.", show_default=False)
     ],
     model: OwnModel = None,
     invert: Annotated[

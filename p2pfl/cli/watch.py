@@ -153,7 +153,7 @@ class Watch:
                 table.add_column(title, justify="right" if justify == "right" else "left", no_wrap=True)
         for row in self._rows.values():
             last = row.last
-            cells = {
+            cells: dict[str, str | Text] = {
                 "peer": Text(row.name, style="bold"),
                 "state": Text(row.state, style={"training": "green", "died": "red"}.get(row.state, "")),
                 "round": f"{row.round}/{self._rounds}" if self._rounds else str(row.round),

@@ -100,6 +100,7 @@ class SynchronousRound:
         self._snapshots_wanted: dict[PeerId, int] = {}
         self._served: list[tuple[int, str]] = []
         self._last_offers: dict[PeerId, Offer] = {}
+        self._counted: dict[PeerId, Offer] = {}  # of the round before; on a new connection they are repeated
         self._last_view = ""
         self.round = prepared.round
         self.finished = False
@@ -109,6 +110,7 @@ class SynchronousRound:
     def begin(self, round: int, vector: Vector, now: float) -> list[Effect]:
         """Begin a round with a model, or finish where there are no more rounds."""
         self.round, self.model = round, vector
+        self._counted = self._current.offers if self._current else {}
         self._current = None
         effects: list[Effect] = self._forget_served(before=round - 1)
         effects += self._offer_snapshots()
@@ -206,6 +208,8 @@ class SynchronousRound:
     def offered(self, peer: PeerId, offer: Offer, now: float) -> list[Effect]:
         """A neighbor offers its share."""
         current = self._current
+        if self._counted.get(peer) == offer:
+            return []
         if self.finished or (current is None and offer.round < self.round):
             return self._refuse(peer, offer, "late")
         if current is None or offer.round > current.number:
