@@ -20,16 +20,16 @@ def mix(own: Vector, own_weight: float, received: Sequence[tuple[float, Vector]]
         own: this peer's vector.
         own_weight: a Python float, like all weights; a numpy float64 would change the type of the sum.
         received: weight and vector of each neighbor, by seat.
-        out: same shape and dtype; may not share memory with the inputs.
+        out: same shape and dtype; may be one of the received vectors, which is overwritten then.
 
     Returns:
         Mean squared distance between `own` and the received vectors, None where there are none.
     """
-    scratch = torch.empty(min(_BLOCK, own.numel()), dtype=own.dtype)
+    scratch = torch.empty((2, min(_BLOCK, own.numel())), dtype=own.dtype)
     squared = 0.0
     for begin in range(0, own.numel(), _BLOCK):
         end = min(begin + _BLOCK, own.numel())
-        mine, target, product = own[begin:end], out[begin:end], scratch[: end - begin]
+        mine, target, product = own[begin:end], scratch[0, : end - begin], scratch[1, : end - begin]
         torch.mul(mine, own_weight, out=target)
         for weight, vector in received:
             theirs = vector[begin:end]
@@ -37,6 +37,7 @@ def mix(own: Vector, own_weight: float, received: Sequence[tuple[float, Vector]]
             squared += float(torch.dot(product, product))
             torch.mul(theirs, weight, out=product)
             target.add_(product)
+        out[begin:end] = target
     return squared / len(received) if received else None
 
 

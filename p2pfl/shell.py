@@ -293,7 +293,8 @@ class Shell:
 
     async def _mix(self, effect: Mix) -> None:
         learner = self._learner()
-        mixed = self._vector(learner.layout)
+        # The participant is done with what it received: the last of it makes room for the result.
+        mixed = effect.received[-1][1] if effect.received else self._vector(learner.layout)
 
         def work() -> Mixed:
             begun = time.perf_counter()

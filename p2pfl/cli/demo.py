@@ -40,7 +40,7 @@ def command(
     lr: options.Lr = None,
     batch_size: options.BatchSize = None,
     seed: options.Seed = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the files of the run [default: runs/demo-…].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the files of the run \\[default: runs/demo-…].")] = None,
     json: options.Json = False,
     baselines: Annotated[
         bool, typer.Option("--baselines/--no-baselines", help="Also train each peer alone, and one on all data.")
@@ -202,6 +202,7 @@ class _Demo:
             "pooled": {"mean": pooled[0]} if pooled else None,
             "loss": spread([-e.test_loss for e in together.values() if e.test_loss is not None]),
             "by_peer": {name: event.test_accuracy for name, event in sorted(together.items())},
+            "alone_by_peer": dict(zip(self.names, alone, strict=True)) if len(alone) == self.peers else None,
             "consensus_distance": consensus_of_files(
                 [self.folder / "models" / f"{name}.safetensors" for name in self.names]
             ),

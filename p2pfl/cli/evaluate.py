@@ -65,6 +65,8 @@ def command(
     """Measure a saved model on the test part of a data set: accuracy and confusion, or errors in the target's units."""
     from p2pfl.model_files import read_facts
 
+    if missing not in ("refuse", "drop", "mean"):
+        raise UsageError(f"--missing {missing!r}: choose refuse, drop or mean")
     facts = read_facts(file)
     loaded = _load(data, file, facts, target, missing)
     positions, labels, note = _check_fit(file, facts, loaded)
@@ -107,6 +109,9 @@ def open_model(
     Raises:
         ModelError: no such file, or it does not fit the model.
     """
+    import torch
+
+    from p2pfl.layout import layout_of
     from p2pfl.learning.models import build_model
     from p2pfl.model_files import load_model
     from p2pfl.spelling import is_function
@@ -120,9 +125,13 @@ def open_model(
             + (named or "package.module:function")
         )
     try:
-        return load_model(file)
-    except (RuntimeError, MemoryError, OverflowError) as error:  # a file can ask for a model of any size
+        with torch.device("meta"):  # shapes without memory: a file can ask for a model of any size
+            wanted = layout_of(build_model(facts.model, facts.input_shape, facts.outputs, seed=0)).vector_bytes
+    except (RuntimeError, OverflowError) as error:
         raise ModelError(f"{file}: {printable(facts.model)[:128]} cannot be built: {_first_line(error)}") from error
+    if wanted > file.stat().st_size:
+        raise ModelError(f"{file} holds less than its model has, {wanted} bytes; take a file that p2pfl wrote")
+    return load_model(file)
 
 
 def outputs_of(file: Path, model: "nn.Module", examples: "Examples") -> "torch.Tensor":

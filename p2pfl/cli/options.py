@@ -21,11 +21,11 @@ Data = Annotated[
     typer.Option(help="mnist10k (embedded), a torchvision name, a folder of images, .csv, .npz, or module:function."),
 ]
 Model = Annotated[str | None, typer.Option(help="mlp, mlp:hidden=256-128, cnn, logistic, or package.module:function.")]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the own data each round [default: 1].")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over the own data each round \\[default: 1].")]
 Steps = Annotated[int | None, typer.Option(min=1, help="Gradient steps each round, instead of epochs.")]
-Lr = Annotated[float | None, typer.Option(help="Learning rate of SGD [default: 0.1].")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Examples a step [default: 32].")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Of weights, split and order of examples [default: 0].")]
+Lr = Annotated[float | None, typer.Option(help="Learning rate of SGD \\[default: 0.1].")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Examples a step \\[default: 32].")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Of weights, split and order of examples \\[default: 0].")]
 Alpha = Annotated[
     float | None,
     typer.Option(min=0.0, help="Dirichlet alpha of the split: .1 is very lopsided, 100 nearly even, 0 even."),

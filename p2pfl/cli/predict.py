@@ -172,12 +172,12 @@ def _of_tables(
             columns = printable(", ".join(names[:8])) + (" …" if len(names) > 8 else "")
             raise ModelError(f"{file} takes rows of a table; give a .csv file with the columns {columns}")
         frame = tabular.read_csv(path)
+        if frame.empty:
+            raise DataError(f"{path} has no rows; give at least one below the header line")
         rows = tabular.inputs(frame, table)
         empty = int(frame[names].isna().sum().sum())
         if empty:
             typer.echo(f"p2pfl: {path}: {empty} empty cells count as the training mean, or as no category", err=True)
-        if not len(rows):
-            raise DataError(f"{path} has no rows; give at least one below the header line")
         predicted = _predicted(file, facts, spec, torch.from_numpy(rows), top, table.task)
         for row, each in enumerate(predicted, 1):
             if isinstance(each.get("value"), list):

@@ -28,7 +28,7 @@ p2pfl start --network lab --data rows.csv --target price --peer 192.168.1.20:747
 
 
 def command(
-    name: Annotated[str | None, typer.Option(help="What others call this peer [default: this machine's name].")] = None,
+    name: Annotated[str | None, typer.Option(help="What others call this peer \\[default: this machine's name].")] = None,
     network: Annotated[str, typer.Option(help="Peers of one network name find each other.")] = "home",
     data: options.Data = "mnist10k",
     target: options.Target = None,
@@ -43,9 +43,9 @@ def command(
     batch_size: options.BatchSize = None,
     seed: options.Seed = None,
     rounds: Annotated[
-        int | None, typer.Option(min=0, help="Rounds to do; 0 goes on until stopped [default: 15].")
+        int | None, typer.Option(min=0, help="Rounds to do; 0 goes on until stopped \\[default: 15].")
     ] = None,
-    min_peers: Annotated[int | None, typer.Option(min=1, help="Begin with this many peers [default: 2].")] = None,
+    min_peers: Annotated[int | None, typer.Option(min=1, help="Begin with this many peers \\[default: 2].")] = None,
     wait: Annotated[
         float | None, typer.Option(min=0, help="Give up if the first round has not begun in so many seconds.")
     ] = None,
@@ -53,13 +53,13 @@ def command(
         list[str] | None, typer.Option(help="HOST:PORT of a peer, where multicast is blocked; one is enough.")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Listen on this port [default: the first free one from 7470].")
+        int | None, typer.Option(min=1, max=65535, help="Listen on this port \\[default: the first free one from 7470].")
     ] = None,
-    interface: Annotated[str | None, typer.Option(help="Interface to use, by name or address [default: all].")] = None,
+    interface: Annotated[str | None, typer.Option(help="Interface to use, by name or address \\[default: all].")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads to compute with [default: PyTorch's].")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads to compute with \\[default: PyTorch's].")] = None,
     init: Annotated[Path | None, typer.Option(help="A model file to begin with.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the files of the run [default: runs/NETWORK-…].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the files of the run \\[default: runs/NETWORK-…].")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     json: options.Json = False,
 ) -> None:
