@@ -86,6 +86,26 @@ def memory(json: options.Json = False) -> None:
     )
 
 
+@app.command(epilog="Example:\n\np2pfl bench start --peers 5")
+def start(
+    peers: Annotated[int, typer.Option(min=2, help="Peers, each a process.")] = 5, json: options.Json = False
+) -> None:
+    """How long peers take from launch to their first round, against importing torch in as many processes at once."""
+    from p2pfl.bench.start import measure
+
+    with options.console(json).status(f"importing torch in {peers} processes; then starting {peers} peers …"):
+        figures = measure(peers)
+    _show(
+        figures,
+        json,
+        {
+            "start_s": "from launch to the first round (s)",
+            "import_s": "importing torch in as many processes (s)",
+            "over_import_s": "difference (s)",
+        },
+    )
+
+
 def _show(figures: Mapping[str, Any], json: bool, titles: Mapping[str, str]) -> None:
     if json:
         print_json(figures)

@@ -28,12 +28,14 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from p2pfl.errors import FetchError, LinkClosed, NetworkError, Unreachable
 from p2pfl.network.discovery import join_address, split_address
+from p2pfl.network.intake import take_in
 from p2pfl.network.transport import Body, Link, Service
 
 DEFAULT_PORT = 7470
 _PORTS_TRIED = 30
+_LARGE = 4 << 20  # bytes from which a body is worth a connection of its own, taken in without a copy
 _CLOSE_S = 1.0  # for the other end's answer when a control connection closes
-_SHUTDOWN_S = 0.25  # for requests under way when leaving, twice
+_SHUTDOWN_S = 0.25  # for requests under way when leaving
 _MAX_STATUS = 1 << 16
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -160,6 +162,7 @@ class HttpTransport:
         self._visitors: dict[web.RequestHandler, _Visitor] = {}
         self._links: WeakSet[_SocketLink] = WeakSet()  # whoever opened them
         self._bodies: set[asyncio.Transport] = set()  # connections on which a body is going out
+        self._requests: set[asyncio.Task[object]] = set()  # being answered
 
     @property
     def port(self) -> int:
@@ -191,7 +194,7 @@ class HttpTransport:
             shutdown_timeout=_SHUTDOWN_S,
             keepalive_timeout=limits.idle_s,
             auto_decompress=False,  # or a body would be inflated before its head is looked at
-            lingering_time=_CLOSE_S,  # bodies are refused unread, but a close on unread bytes would lose the answer
+            lingering_time=0,  # or it would read for ten seconds what was refused
         )
         async with AsyncExitStack() as stack:  # left in the reverse order
             listeners = self._bind()
@@ -234,11 +237,16 @@ class HttpTransport:
             yield
 
     async def _part(self) -> None:
-        """Cut the bodies going out, close the control connections in good order."""
+        """Cut the bodies going out, close the control connections in good order, and end what answers requests."""
         self._service = None
         for transport in self._bodies:
             transport.abort()
         await asyncio.gather(*(link.close("left") for link in tuple(self._links)))
+        if self._requests:
+            await asyncio.wait(self._requests, timeout=_SHUTDOWN_S)
+        for task in self._requests:
+            task.cancel()
+        await asyncio.gather(*self._requests, return_exceptions=True)
 
     def _bind(self) -> list[socket.socket]:
         """One socket a host, all with the same port."""
@@ -294,10 +302,11 @@ class HttpTransport:
     async def _guard(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        visitor = self._visitors.get(request.protocol)
-        if visitor is None or self._service is None:
+        visitor, task = self._visitors.get(request.protocol), asyncio.current_task()
+        if visitor is None or task is None or self._service is None:
             return _refusal(503, "this peer is leaving")
         visitor.idle_since = None
+        self._requests.add(task)
         try:
             if "Content-Encoding" in request.headers:
                 return _refusal(415, "compressed bodies are not read")
@@ -307,6 +316,7 @@ class HttpTransport:
                 return _refusal(403, "not for web pages")  # one that a person visits could talk to the peer at home
             return await handler(request)
         finally:
+            self._requests.discard(task)
             visitor.idle_since = asyncio.get_running_loop().time()
 
     async def _serve_control(self, request: web.Request) -> web.StreamResponse:
@@ -376,22 +386,26 @@ class HttpTransport:
         except aiohttp.ClientConnectorError as error:
             refused = error.os_error.errno == errno.ECONNREFUSED
             raise Unreachable(f"{address}: {error.os_error.strerror or error.os_error}", refused=refused) from error
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            raise Unreachable(f"{address}: {str(error) or 'no answer'}") from error
+        except TimeoutError as error:
+            raise Unreachable(f"{address}: no answer") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise Unreachable(f"{address}: {error}") from error
         link = _SocketLink(socket, split_address(address)[0])
         self._links.add(link)
         return link
 
     async def fetch(self, address: str, token: str, peer: str, into: memoryview) -> None:
+        # aiohttp keeps its errors, and they the frames they passed: without their tracebacks, or the buffer would stay
+        # taken until the next garbage collection.
         try:
             async with asyncio.timeout(self._deadline_s(len(into))):
                 await self._fetch(_url(address, f"body/{quote(token, safe='')}", self._client_ssl), peer, into)
         except (Unreachable, aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, ValueError) as error:
-            raise FetchError("unreachable", str(error)) from error
+            raise FetchError("unreachable", str(error)) from error.with_traceback(None)
         except TimeoutError as error:
-            raise FetchError("too slow", address) from error
+            raise FetchError("too slow", address) from error.with_traceback(None)
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            raise FetchError("broken off", str(error)) from error
+            raise FetchError("broken off", str(error)) from error.with_traceback(None)
 
     async def _fetch(self, url: str, peer: str, into: memoryview) -> None:
         position = 0
@@ -399,6 +413,9 @@ class HttpTransport:
             url, params={"peer": peer}, ssl=self._client_ssl or True, allow_redirects=False
         ) as response:
             _check_head(response, len(into))
+            if len(into) >= _LARGE:
+                await take_in(response, into, self._limits.stall_s)
+                return
             async for chunk in response.content.iter_any():
                 end = position + len(chunk)
                 if end > len(into):
