@@ -104,7 +104,7 @@ def test_the_held_back_rows_do_not_depend_on_seed_or_part(people: Path) -> None:
 
 def test_missing_cells_are_refused_by_name_and_count(tmp_path: Path) -> None:
     path = _csv(tmp_path, "a,b,y\n" + "1,,p\n" * 3 + "inf,2,q\n" * 4)
-    with pytest.raises(DataError, match=r"empty in 'a' \(4\), 'b' \(3\); fill them, or pass missing='drop' or"):
+    with pytest.raises(DataError, match=r"empty in 'a' \(4\), 'b' \(3\); fill them, or say --missing drop or"):
         load_data(path, target="y")
 
 
@@ -118,7 +118,7 @@ def test_missing_numbers_can_become_the_mean(tmp_path: Path) -> None:
     rows = "".join(f"{'' if i % 2 else i},{'p' if i < 5 else 'q'}\n" for i in range(10))
     data = load_data(_csv(tmp_path, "x,y\n" + rows), target="y", missing="mean")
     assert int((data.train.inputs == 0).sum() + (data.test.inputs == 0).sum()) >= 5
-    with pytest.raises(DataError, match=r"empty in 'y' \(1\); fill them, or pass missing='drop'$"):
+    with pytest.raises(DataError, match=r"empty in 'y' \(1\); fill them, or say --missing drop \(missing= in Python\)$"):
         load_data(_csv(tmp_path, "x,y\n1,p\n2,q\n3,\n4,p\n5,q\n"), target="y", missing="mean")
 
 
@@ -130,7 +130,7 @@ def test_a_constant_column_stays_finite(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("a,b\n" + "1,2\n" * 5, {}, "say which column to predict; people.csv has a, b: pass target=COLUMN"),
+        ("a,b\n" + "1,2\n" * 5, {}, "say which column to predict; people.csv has a, b: name it with --target COLUMN"),
         ("a,b\n" + "1,2\n" * 5, {"target": "c"}, "there is no column 'c'; people.csv has a, b"),
         ("a,b\n1,p\n2,q\n", {"target": "b"}, "give at least 5"),
         ("a,b\n" + "1,2\n" * 5, {"target": "b"}, "is 2 in every row; classes need at least 2 values"),

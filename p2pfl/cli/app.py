@@ -24,9 +24,12 @@ app.add_typer(bench.app, name="bench")
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        typer.echo(f"p2pfl {version('p2pfl')}")
+        try:
+            typer.echo(f"p2pfl {version('p2pfl')}")
+        except PackageNotFoundError:
+            typer.echo("p2pfl, not installed: run from its sources")
         raise typer.Exit
 
 

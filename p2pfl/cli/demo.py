@@ -14,7 +14,7 @@ from p2pfl.cli import options
 from p2pfl.cli.options import NAMES, asked, fresh_folder, megabytes, percent, print_json, spread
 from p2pfl.cli.watch import Watch
 from p2pfl.errors import P2pflError, UsageError
-from p2pfl.events import Listening, PeerJoined
+from p2pfl.events import Listening, PeerJoined, Started
 from p2pfl.types import Setting
 
 EXAMPLES = """Examples:
@@ -87,6 +87,7 @@ class _Demo:
     folder: Path
     console: Console
     names: list[str] = field(default_factory=list)
+    died: set[str] = field(default_factory=set)
     partition: dict[str, dict[str, int]] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
 
@@ -111,7 +112,10 @@ class _Demo:
             for index, name in enumerate(self.names)
         ]
         files = RunFiles(self.folder, lambda text: self.console.print(Text(text)))
-        files.open()
+        try:
+            files.open()
+        except OSError as error:
+            self._no_files(error)
         try:
             with Processes() as processes:
                 self._network(processes, specs, files)
@@ -133,18 +137,22 @@ class _Demo:
         heard = False
         handed = self.peers < 2
         all_listen_since: float | None = None
-        ended: dict[str, Ended] = {}
+        failed: list[str] = []
+        began = False
         rounds = int(self.settings["rounds"])
         with Watch(self.console, self.names, rounds) as watch:
             while processes.alive:
                 for number, told in processes.told(0.1):
                     name = name_of[number]
                     if isinstance(told, Ended):
-                        ended[name] = told
                         if told.error:
+                            self.died.add(name)
                             watch.set_state(name, "died")
-                            watch.say(f"{name}: {told.error}")
-                            if told.kind != "died":
+                            # The others go on without a peer that is gone; but the first round waits for all.
+                            if told.kind == "died" and began:
+                                watch.say(f"{name}: {told.error}; the others go on")
+                            else:
+                                failed.append(f"{name}: {told.error}" if told.kind == "died" else told.error)
                                 processes.stop()
                     elif isinstance(told, Partition):
                         self.partition[name] = told.counts
@@ -152,6 +160,7 @@ class _Demo:
                         files(told)
                         watch.take(name, told)
                         heard = heard or isinstance(told, PeerJoined)
+                        began = began or isinstance(told, Started)
                         if isinstance(told, Listening):
                             listening[number] = told.addresses
                 if len(listening) == self.peers and all_listen_since is None:
@@ -164,9 +173,8 @@ class _Demo:
                             if other != number:
                                 processes.command(number, "peer", addresses[0])
                 watch.refresh()
-        errors = [told for told in ended.values() if told.error and told.kind != "died"]
-        if errors:
-            raise UsageError(errors[0].error)
+        if failed:
+            raise UsageError(failed[0])
         if not files.last:
             raise P2pflError("no peer finished a round")
 
@@ -181,13 +189,17 @@ class _Demo:
                 status.update(f"for comparison: each peer alone, and all data in one place … {count}/{len(jobs)}")
 
             results = run_jobs(processes, jobs, 2, done)
+        for job, result in zip(jobs, results, strict=True):
+            if result.error:
+                what = "all data in one place" if job.pooled else f"{job.spec.name} alone"
+                self.console.print(Text(f"{what}: {result.error}"))
         figures = [result.accuracy for result in results]
         return [a for a in figures[1:] if a is not None], [a for a in figures[:1] if a is not None]
 
     def _sum_up(self, files: Any, alone: list[float], pooled: list[float], network_s: float) -> dict[str, Any]:
         from p2pfl.processes import consensus_of_files
 
-        together = {self._name(files, peer): event for peer, event in files.last.items()}
+        together = {files.name(peer): event for peer, event in files.last.items() if files.name(peer) not in self.died}
         accuracies = [e.test_accuracy for e in together.values() if e.test_accuracy is not None]
         summary: dict[str, Any] = {
             "peers": self.peers,
@@ -204,7 +216,7 @@ class _Demo:
             "by_peer": {name: event.test_accuracy for name, event in sorted(together.items())},
             "alone_by_peer": dict(zip(self.names, alone, strict=True)) if len(alone) == self.peers else None,
             "consensus_distance": consensus_of_files(
-                [self.folder / "models" / f"{name}.safetensors" for name in self.names]
+                [self.folder / "models" / f"{name}.safetensors" for name in self.names if name not in self.died]
             ),
             "bytes_sent": files.bytes_sent,
             "bytes_received": files.bytes_received,
@@ -214,15 +226,17 @@ class _Demo:
         }
         if summary["loss"]:
             summary["loss"] = {key: -value for key, value in summary["loss"].items()}
-        files.write_partition(
-            (name, label, count) for name, counts in self.partition.items() for label, count in counts.items()
-        )
-        files.write_summary(summary)
+        try:
+            files.write_partition(
+                (name, label, count) for name, counts in self.partition.items() for label, count in counts.items()
+            )
+            files.write_summary(summary)
+        except OSError as error:
+            self._no_files(error)
         return summary
 
-    @staticmethod
-    def _name(files: Any, peer: str) -> str:
-        return str(files.name(peer))
+    def _no_files(self, error: OSError) -> None:
+        self.console.print(Text(f"{self.folder} cannot be written to: {error.strerror}; the run goes on"))
 
     def close_with(self, summary: dict[str, Any]) -> None:
         """What a person wants to know at the end."""

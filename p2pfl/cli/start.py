@@ -28,7 +28,7 @@ p2pfl start --network lab --data rows.csv --target price --peer 192.168.1.20:747
 
 
 def command(
-    name: Annotated[str | None, typer.Option(help="What others call this peer \\[default: this machine's name].")] = None,
+    name: Annotated[str | None, typer.Option(help="What to call this peer \\[default: this machine's name].")] = None,
     network: Annotated[str, typer.Option(help="Peers of one network name find each other.")] = "home",
     data: options.Data = "mnist10k",
     target: options.Target = None,
@@ -53,13 +53,13 @@ def command(
         list[str] | None, typer.Option(help="HOST:PORT of a peer, where multicast is blocked; one is enough.")
     ] = None,
     port: Annotated[
-        int | None, typer.Option(min=1, max=65535, help="Listen on this port \\[default: the first free one from 7470].")
+        int | None, typer.Option(min=1, max=65535, help="Listen on this port \\[default: the first free from 7470].")
     ] = None,
-    interface: Annotated[str | None, typer.Option(help="Interface to use, by name or address \\[default: all].")] = None,
+    interface: Annotated[str | None, typer.Option(help="Interface to use: name or address \\[default: all].")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads to compute with \\[default: PyTorch's].")] = None,
     init: Annotated[Path | None, typer.Option(help="A model file to begin with.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the files of the run \\[default: runs/NETWORK-…].")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the run's files \\[default: runs/NETWORK-…].")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     json: options.Json = False,
 ) -> None:
@@ -104,6 +104,7 @@ def command(
         seat=str(chosen[0] - 1) if chosen else shown,
         own_model=model,
     )
+    _describe(console, learning)
     session = _Session(console, shown, network, _again(network, data, target, chosen), folder, rounds)
     this = Peer(
         shown,
@@ -127,6 +128,20 @@ def command(
         print_json(summary)
     else:
         session.close_with(summary)
+
+
+def _describe(console: Console, learning: Any) -> None:
+    """Read the data and say what it is, before anybody else is told of this peer. Raises DataError."""
+    with console.status(f"reading {learning.data} …"):
+        data = learning.read()
+    kind = f"{len(data.labels)} classes" if data.labels else f"{data.outputs} number{'s' * (data.outputs > 1)}"
+    parted = f", of which this peer takes part {learning.part[0]}/{learning.part[1]}" if learning.part else ""
+    examples = f"{len(data.train)} training examples{parted}; {len(data.test)} to test on"
+    console.print(Text(f"{data.name}: {examples}; {kind} to predict"))
+    if data.preparation.get("kind") == "table":
+        from p2pfl.learning.tabular import describe, read_csv
+
+        console.print(Text(f"columns: {', '.join(describe(read_csv(Path(learning.data))))}"))
 
 
 def _again(network: str, data: str, target: str | None, part: tuple[int, int] | None) -> str:
@@ -163,9 +178,9 @@ class _Session:
         match event:
             case Listening(addresses=addresses):
                 self._watch.say(f"{self._name} waits in network {self._network!r} at {', '.join(addresses)}")
-                self._watch.say(f"on the next machine:  {self._again}")
+                self._watch.say(f"on the next machine:  {self._again}", wrap=False)
                 first = next((a for a in addresses if not a.startswith("127.")), addresses[0] if addresses else "")
-                self._watch.say(f"where multicast is blocked, add:  --peer {first}")
+                self._watch.say(f"where multicast is blocked, add:  --peer {first}", wrap=False)
             case PeerJoined(name=other):
                 self._watch.say(f"found {other}")
             case PeerGone(name=other, reason="left"):
@@ -238,8 +253,13 @@ class _Session:
     def close_with(self, summary: dict[str, Any]) -> None:
         """What a person wants to know at the end."""
         console = self._console
-        accuracy = percent(summary["accuracy"]["mean"]) if summary["accuracy"] else None
-        figure = f"accuracy {accuracy}" if accuracy else f"test loss {summary['loss']}"
+        if not summary["rounds"]:
+            console.print(Text("stopped before the first round"))
+            return
+        figure = f"test loss {summary['loss']:.4g}" if summary["loss"] is not None else "nothing to test on"
+        if summary["accuracy"]:
+            figure = f"accuracy {percent(summary['accuracy']['mean'])}"
+        figure += "".join(f", {name} {value:.4g}" for name, value in summary["metrics"].items())
         sent, received = megabytes(summary["bytes_sent"]), megabytes(summary["bytes_received"])
         rounds = f"{summary['rounds']} rounds" if summary["rounds"] != 1 else "1 round"
         console.print(Text(f"{rounds} in {summary['wall_s']:.1f} s, {figure}; {sent} sent, {received} received"))

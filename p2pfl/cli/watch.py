@@ -63,9 +63,9 @@ class Watch:
             self.refresh()
             self._live.stop()
 
-    def say(self, text: str) -> None:
-        """A line above the table."""
-        self._console.print(Text(text))
+    def say(self, text: str, wrap: bool = True) -> None:
+        """A line above the table; what is to be copied is not wrapped."""
+        self._console.print(Text(text), soft_wrap=not wrap)
 
     def take(self, name: str, event: RunEvent) -> None:
         """Take in an event of the peer of that name."""

@@ -1,11 +1,13 @@
 """A learner from names alone, as on the command line: data, part and model, built once the recipe is known."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from p2pfl.errors import RecipeError
-from p2pfl.learning.data import Data, load_data
+from p2pfl.learning.data import Data, load_data, parts_of
 from p2pfl.learning.examples import Task
 from p2pfl.learning.learner import Metric, TorchLearner
 from p2pfl.learning.models import build_model
@@ -30,20 +32,24 @@ class NamedLearning:
     own_model: str | None = None  # the model this peer's own user asked for
     loaded: Data | None = field(default=None, init=False)
     recipe: Recipe | None = field(default=None, init=False)
+    _whole: Data | None = field(default=None, init=False)
+
+    def read(self) -> Data:
+        """All of the data, unsplit; read once. Raises DataError."""
+        if self._whole is None:
+            self._whole = load_data(
+                self.data, target=self.target, task=self.task, missing=self.missing, root=self.root
+            )
+        return self._whole
 
     def load(self, recipe: Recipe) -> Data:
         """The data in the split that the recipe describes. Raises DataError."""
-        alpha = recipe.alpha if recipe.alpha > 0 and self.part is not None else None
-        return load_data(
-            self.data,
-            part=self.part,
-            alpha=alpha,
-            seed=recipe.seed,
-            target=self.target,
-            task=self.task,
-            missing=self.missing,
-            root=self.root,
-        )
+        whole = self.read()
+        if self.part is None:
+            return whole
+        part, parts = self.part
+        indices = parts_of(whole, parts, recipe.alpha if recipe.alpha > 0 else None, recipe.seed)[part - 1]
+        return replace(whole, train=whole.train.subset(torch.from_numpy(indices)))
 
     def __call__(self, recipe: Recipe) -> TorchLearner:
         """Load the data, build the model, and bring them together.

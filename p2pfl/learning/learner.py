@@ -80,8 +80,9 @@ class Learner(Protocol):
 class TorchLearner:
     """Trains an `nn.Module` by mini-batches.
 
-    The module's parameters become views of one flat vector, so that loading and reading them is one copy. The process's random generator is seeded by (seed, seat, round) while training and put back
-    afterwards: dropout and the order of the examples are the same wherever this peer runs.
+    The module's parameters become views of one flat vector, so that loading and reading them is one copy. The process's
+    random generator is seeded by (seed, seat, round) while training and put back afterwards: dropout and the order of
+    the examples are the same wherever this peer runs.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class TorchLearner:
         self._flat = torch.empty(self.layout.size, dtype=self.layout.torch_dtype, device=self._device)
         self._adopt_parameters()
         self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        # The first torch.optim object of a process imports the compiler: seconds and 150 MB that plain SGD does without.
+        # A process's first torch.optim object imports the compiler: seconds and 150 MB that plain SGD does without.
         self._optimizer = optimizer(list(model.parameters())) if optimizer is not None else None
         self._schedule = schedule(self._optimizer) if schedule is not None and self._optimizer is not None else None
         self._constant_buffers: dict[str, torch.Tensor] | None = None
@@ -249,9 +250,7 @@ class TorchLearner:
                     return
             epoch += 1
 
-    def _epoch(
-        self, examples: Dataset[Any], generator: torch.Generator
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _epoch(self, examples: Dataset[Any], generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         size = self._batch_size
         if not isinstance(examples, Examples):
             yield from DataLoader(examples, batch_size=size, shuffle=True, generator=generator)
@@ -266,7 +265,8 @@ class TorchLearner:
             positions = torch.split(torch.arange(len(examples)), _EVALUATION_BATCH)
             pairs: Iterator[tuple[torch.Tensor, torch.Tensor]] = (examples.batch(p) for p in positions)
         else:
-            pairs = iter(DataLoader(examples, batch_size=_EVALUATION_BATCH))
+            # Without one of its own, a DataLoader draws from the process's generator.
+            pairs = iter(DataLoader(examples, batch_size=_EVALUATION_BATCH, generator=torch.Generator()))
         for inputs, targets in pairs:
             yield self._placed(inputs), targets.to(self._device)
 
@@ -276,6 +276,8 @@ class TorchLearner:
 
     def _follow_schedule(self, round: int) -> None:
         while self._schedule is not None and self._rounds_scheduled < round:
+            if self._optimizer is not None and all(parameter.grad is None for parameter in self._trained):
+                self._optimizer.step()  # without gradients it changes nothing; a schedule that steps first warns
             self._schedule.step()
             self._rounds_scheduled += 1
 

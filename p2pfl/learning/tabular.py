@@ -88,7 +88,7 @@ def load_table(
     else:
         if target is None or target not in frame:
             problem = "say which column to predict" if target is None else f"there is no column {target!r}"
-            raise DataError(f"{problem}; {path.name} has {', '.join(map(str, frame.columns))}: pass target=COLUMN")
+            raise DataError(f"{problem}; {path.name} has {', '.join(map(str, frame.columns))}: name it with --target COLUMN, or target= in Python")
         frame = _complete(frame, target, missing)
         train, test = hold_back(len(frame))
         table = fit(frame, target, train, task)
@@ -265,8 +265,8 @@ def _complete(frame: "pd.DataFrame", target: str, missing: Missing) -> "pd.DataF
     empty = {str(name): int(count) for name, count in frame.isna().sum().items() if count and name not in allowed}
     if empty:
         named = ", ".join(f"{name!r} ({count})" for name, count in empty.items())
-        also = "" if missing == "mean" else " or, for numbers, missing='mean'"
-        raise DataError(f"cells are empty in {named}; fill them, or pass missing='drop'{also}")
+        also = "" if missing == "mean" else " or, for numbers, --missing mean"
+        raise DataError(f"cells are empty in {named}; fill them, or say --missing drop{also} (missing= in Python)")
     return frame
 
 

@@ -10,6 +10,7 @@ begins when enough are ready. Who comes later asks a member for a round to begin
 a snapshot. Sans I/O: see `participant`.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -20,7 +21,9 @@ from p2pfl.protocol.agreement import agree, conflict
 from p2pfl.protocol.links import Links
 from p2pfl.protocol.membership import Table, display_names
 from p2pfl.protocol.messages import (
+    MAX_ROUND,
     VERSIONS,
+    Declined,
     Goodbye,
     Hello,
     Join,
@@ -60,7 +63,7 @@ from p2pfl.protocol.participant import (
     Trained,
 )
 from p2pfl.protocol.rounds import SynchronousRound
-from p2pfl.types import PeerId, Seat, is_index, seat_order
+from p2pfl.types import PeerId, is_index, seat_order
 
 ROUNDS_AHEAD = 2  # a change of view is announced for this many rounds after the latest round known
 SUSPECT_S = 6.0  # a peer that cannot be reached, yet nobody answers that it is gone, is given this long
@@ -104,12 +107,13 @@ class PeerCore:
         self._finished: set[PeerId] = set()
         self._suspects: dict[PeerId, float] = {}
         self._retry_at: float | None = None  # joining: when to ask somebody else
-        self._asked_of: list[PeerId] = []
+        self._asked_of: Counter[PeerId] = Counter()
         self._linger_until: float | None = None
         self._same_data: set[PeerId] = set()
         self._early: dict[PeerId, Offer] = {}
         self._said: dict[LinkId, Hello] = {}  # until the other end's hello comes
-        self._snapshot_from: PeerId | None = None
+        self._rumors: dict[PeerId, Member] = {}  # of the death of somebody with a connection to here
+        self._alone_since: float | None = None  # joining: since when no member can be reached
 
     # The participant
 
@@ -119,6 +123,8 @@ class PeerCore:
             return []
         effects = self._handle(event, now)
         effects += self._deadlines(now)
+        if self.state == "left":
+            return sorted(effects, key=lambda effect: isinstance(effect, Done))  # nothing comes after the end
         return effects + list(self._links.due(now))
 
     def next_deadline(self) -> float | None:
@@ -195,7 +201,7 @@ class PeerCore:
             asked=self._asked,
             round=self._round,
             running=self._running,
-            members=tuple(self._table),
+            members=self._table.told(),
         )
 
     def _received(self, link: LinkId, message: Message, now: float) -> list[Effect]:
@@ -221,6 +227,8 @@ class PeerCore:
                 return self._learn(members, peer, now)
             case Status(round, finished):
                 self._round_of[peer] = round
+                if self._rounds is not None:
+                    self._rounds.heard(peer, round)
                 if finished:
                     self._finished.add(peer)
                 return self._neighbors_done()
@@ -233,12 +241,15 @@ class PeerCore:
             case Offer(kind="snapshot"):
                 return self._snapshot_offered(peer, message)
             case SnapshotWanted(round):
-                return self._rounds.snapshot_wanted(peer, round) if self._rounds and self.state != "joining" else []
+                return self._rounds.snapshot_wanted(peer, round) if self._rounds is not None else []
             case Goodbye(me) if me.peer == peer:
                 self._finished.add(peer)
                 self._links.forget(peer)
                 return [*self._learn((me,), peer, now), Close(link, "goodbye")]
-            case _:  # Declined is for the other end's log; an unknown extension is ignored
+            case Declined() if self._rounds is not None:
+                self._rounds.declined(peer, message)
+                return []
+            case _:  # an unknown extension is ignored
                 return []
 
     def _greet(self, link: LinkId, hello: Hello, now: float) -> list[Effect]:
@@ -267,9 +278,9 @@ class PeerCore:
             effects.append(Emit(joined))
         effects += self._learn((hello.me, *hello.members), peer, now)
         if self._running is not None and hello.running is None and said.running is None:
-            effects.append(Send(link, Start(self._running, self._init, tuple(self._table))))
-        elif said.members != tuple(self._table):
-            effects.append(Send(link, Update(tuple(self._table))))
+            effects.append(Send(link, Start(self._running, self._init, self._table.told())))
+        elif said.members != self._table.told():
+            effects.append(Send(link, Update(self._table.told())))
         if self._prepared is not None and self.state == "lobby":
             effects.append(Send(link, self._ready_message(self._prepared)))
         if self._rounds is not None:
@@ -284,11 +295,11 @@ class PeerCore:
     def _clash(self, hello: Hello) -> tuple[str, str, bool] | None:
         """Whether the other end claims who or what is taken: reason, text, and whether it is this peer that yields."""
         peer, seat = hello.me.peer, hello.me.seat
-        yields = (self._running is None, hello.running is not None)
+        me = self._table.me
         if peer == self._id:
             if hello.instance == self._instance:
                 return "self", "", False
-            mine = yields == (True, True) or (yields != (False, False) and self._instance > hello.instance)
+            mine = (me.state != "member", self._instance) > (hello.me.state != "member", hello.instance)
             return "duplicate identity", "another process resumed the same run folder: stop one of the two", mine
         known = self._links.hello_of(peer)
         if known is not None and self._links.reachable(peer) and known.instance != hello.instance:
@@ -296,25 +307,27 @@ class PeerCore:
         if not is_index(seat):
             return None
         text = f"part {int(seat) + 1} is taken by {{}} already; choose another --part"
-        if seat_order(seat) == seat_order(self._table.me.seat):
-            mine = yields == (True, True) or (yields != (False, False) and self._id > peer)
-            return "duplicate seat", text.format(hello.me.name if mine else self._table.me.name), mine
-        holder = self._holder(seat, peer)
+        if seat_order(seat) == seat_order(me.seat):
+            mine = _standing(me) > _standing(hello.me)
+            return "duplicate seat", text.format(hello.me.name if mine else me.name), mine
+        holder = self._holder(hello.me)
         return None if holder is None else ("duplicate seat", text.format(holder), False)
 
-    def _holder(self, seat: Seat, peer: PeerId) -> str | None:
+    def _holder(self, newcomer: Member) -> str | None:
+        """Who has the newcomer's seat and need not yield it; one who must is told by the newcomer itself."""
         for member in self._table:
             if (
-                member.peer != peer
-                and seat_order(member.seat) == seat_order(seat)
+                member.peer != newcomer.peer
+                and seat_order(member.seat) == seat_order(newcomer.seat)
                 and member.state not in ("dead", "left")
                 and self._links.reachable(member.peer)
+                and _standing(member) < _standing(newcomer)
             ):
                 return str(member.name)
         return None
 
     def _refuse(self, link: LinkId, error: ProtocolError) -> list[Effect]:
-        detail = str(error).removeprefix(f"{error.reason}: ")
+        detail = str(error).removeprefix(error.reason).removeprefix(": ")
         return [Send(link, Refused(error.reason, detail[:500])), Close(link, error.reason)]
 
     def _leave_link(self, link: LinkId) -> Effect:
@@ -336,12 +349,14 @@ class PeerCore:
         if peer is None:
             return []
         self._ready.pop(peer, None)
+        rumor = self._rumors.pop(peer, None)
+        effects = self._learn((rumor,), peer, now) if rumor is not None else []
         member = self._table.get(peer)
         if member is not None and member.state not in ("dead", "left"):
             self._suspects[peer] = now + SUSPECT_S
             self._links.propose(peer, member.addresses, now)
             self._links.retry(peer, now)
-        return self._lobby(now) + self._neighbors_done()
+        return effects + self._lobby(now) + self._neighbors_done()
 
     def _declare_dead(self, peer: PeerId, now: float) -> list[Effect]:
         self._suspects.pop(peer, None)
@@ -357,8 +372,15 @@ class PeerCore:
 
     def _learn(self, records: tuple[Member, ...], teller: PeerId, now: float) -> list[Effect]:
         """Take in records and pass on what is news."""
+        doubtful = [r for r in records if r.state == "dead" and r.peer != self._id and self._links.reachable(r.peer)]
+        self._rumors.update((record.peer, record) for record in doubtful)  # until the connection breaks
+        records = tuple(record for record in records if record not in doubtful)
         before = {record.peer: self._table.get(record.peer) for record in records}
+        goes_on = any(r.peer == self._id for r in records) and self._other_side_is_smaller(teller)
         news = self._table.merge(records)
+        old = before.get(self._id)
+        if goes_on and old is not None and self._table.me.since is None and self.state == "running":
+            self._table.change(self._id, state=old.state, since=old.since)
         effects: list[Effect] = []
         for member in news:
             old = before[member.peer]
@@ -367,9 +389,7 @@ class PeerCore:
             if member.state in ("dead", "left"):
                 self._suspects.pop(member.peer, None)
                 if old is not None and old.state not in ("dead", "left"):
-                    gone = PeerGone(
-                        peer=self._id, other=member.peer, name=self._name(member.peer), reason=member.state
-                    )
+                    gone = PeerGone(peer=self._id, other=member.peer, name=self._name(member.peer), reason=member.state)
                     effects.append(Emit(gone))
             elif member.addresses:
                 self._links.propose(member.peer, member.addresses, now)
@@ -378,8 +398,22 @@ class PeerCore:
             effects += [e for e in self._broadcast(fresh) if e.link != self._links.link_of(teller)]
             if any(m.peer == self._id for m in news):
                 effects += self._send(teller, Update((self._table.me,)))
-                effects += self._told_of_me(before[self._id], self._table.me, now)
+                effects += self._told_of_me(old, self._table.me, now)
         return effects + (self._neighbors_done() if news else [])
+
+    def _other_side_is_smaller(self, teller: PeerId) -> bool:
+        """Whether a teller that had lost this peer, and was lost to it, is of the smaller part of the network."""
+        hello, record = self._links.hello_of(teller), self._table.get(teller)
+        if hello is None or (record is not None and record.state == "member"):
+            return False
+
+        def weight(members: Iterable[Member]) -> tuple[int, tuple[int, int, str]]:
+            taking_part = [member for member in members if member.state == "member"]
+            seats = [seat_order(member.seat) for member in taking_part]
+            lowest = min(seats, default=(2, 0, ""))
+            return -len(taking_part), lowest
+
+        return weight(self._table) < weight({m.peer: m for m in (*hello.members, hello.me)}.values())
 
     def _told_of_me(self, old: Member | None, new: Member, now: float) -> list[Effect]:
         """Somebody else's word on this peer: a round to begin with, or a rumor of its death."""
@@ -390,8 +424,7 @@ class PeerCore:
         if self.state == "observer" and new.state != "observer":
             return list(self._broadcast(Update((self._table.change(self._id, state="observer"),))))
         if self.state == "running" and (new.since is None or new.since > self._round):
-            self._rounds = None  # the others go on without this peer: come back as a newcomer
-            return self._enter(now)
+            return self._enter(now)  # the others go on without this peer: come back as a newcomer
         return []
 
     def _admit(self, peer: PeerId, layout: str) -> list[Effect]:
@@ -412,8 +445,10 @@ class PeerCore:
 
     def _change_round(self) -> int:
         """The first round for which a change of view announced now can hold everywhere."""
-        known = [round for peer, round in self._round_of.items() if self._links.reachable(peer)]
-        return max([self._round, *known]) + ROUNDS_AHEAD
+        known = [self._round_of.get(m.peer, 0) for m in self._in_the_run() if self._links.reachable(m.peer)]
+        if self.state != "joining" or not known:
+            known.append(self._round)
+        return min(max(known) + ROUNDS_AHEAD, MAX_ROUND)
 
     # The lobby
 
@@ -501,6 +536,8 @@ class PeerCore:
             return []
         if prepared.layout != running.layout:
             return self._observe(prepared, running)
+        model, round = self.model, self._round  # so far, until a snapshot comes
+        dropped = self._rounds.drop() if self._rounds is not None else []
         self._rounds = SynchronousRound(
             self._id,
             self._instance,
@@ -508,15 +545,17 @@ class PeerCore:
             self._table.view,
             self._send,
             self._may_answer,
-            lambda peer: self._send(peer, Update(tuple(self._table))),
+            lambda peer: self._send(peer, Update(self._table.told())),
         )
+        if model is not None:
+            self._rounds.model, self._rounds.round = model, round
         me = self._table.me
         own_start = self.state == "lobby" and me.since == running.start and prepared.round == running.start
         if own_start and prepared.vector is not None and (running.start > 0 or prepared.init == self._init):
             return self._begin(running.start, prepared.vector, now)
         self.state = "joining"
         state: list[Effect] = [Emit(StateChanged(peer=self._id, state="joining", round=running.start))]
-        return state + (self._join(now) if me.since is None else self._ask_for_snapshot(now))
+        return dropped + state + (self._join(now) if me.since is None else self._ask_for_snapshot(now))
 
     def _begin(self, round: int, vector: Vector, now: float) -> list[Effect]:
         assert self._rounds is not None  # _enter made it
@@ -545,7 +584,7 @@ class PeerCore:
     def _join(self, now: float) -> list[Effect]:
         """Ask a member, another one each time, for a round to begin with."""
         assert self._prepared is not None
-        peer = self._next_of(m.peer for m in self._table.select(lambda m: m.state == "member"))
+        peer = self._next_of(m.peer for m in self._in_the_run())
         self._retry_at = now + (JOIN_RETRY_S if peer else 1.0)
         return self._send(peer, Join(self._prepared.layout, self._prepared.data)) if peer else []
 
@@ -554,33 +593,47 @@ class PeerCore:
         assert since is not None
         if self._rounds is not None:
             self._rounds.round = since  # offers of earlier rounds are not for this peer
-        peer = self._next_of(m.peer for m in self._table.view(since).members if m.peer != self._id)
-        self._snapshot_from = peer
+        peer = self._next_of(m.peer for m in self._in_the_run())
         self._retry_at = now + (JOIN_RETRY_S if peer else 1.0)
         return self._send(peer, SnapshotWanted(since)) if peer else []
 
     def _ask_again(self, now: float) -> list[Effect]:
-        """An answer is late: ask somebody else, unless the round granted is yet to come."""
+        """No answer yet: ask somebody else, or give up where nobody is left who could answer."""
         since = self._table.me.since
-        if since is None or any(self._round_of.get(peer, 0) > since for peer in self._links.peers):
+        members = [m.peer for m in self._in_the_run() if self._links.reachable(m.peer)]
+        self._alone_since = None if members else now if self._alone_since is None else self._alone_since
+        if self._alone_since is not None and now >= self._alone_since + LINGER_S:
+            return self._fail(f"the run has ended without this peer: for {LINGER_S:g} s no member could be reached")
+        if since is None or any(self._round_of.get(peer, 0) > since for peer in members):
             return self._join(now)
-        if self._snapshot_from is None or not self._links.reachable(self._snapshot_from):
-            return self._ask_for_snapshot(now)
-        self._retry_at = now + JOIN_RETRY_S
-        return []
+        return self._ask_for_snapshot(now)
+
+    def _in_the_run(self) -> list[Member]:
+        """Members that began before this peer may, or with it at the start: who came with it waits like it."""
+        me, start = self._table.me, self._running.start if self._running else 0
+        return self._table.select(
+            lambda m: (
+                m.peer != me.peer
+                and m.state == "member"
+                and m.since is not None
+                and (me.since is None or m.since < me.since or m.since == start)
+            )
+        )
 
     def _next_of(self, peers: Iterable[PeerId]) -> PeerId | None:
-        """Somebody reachable, preferably not asked before."""
+        """Somebody reachable, who was asked the fewest times."""
         reachable = [peer for peer in peers if self._links.reachable(peer)]
-        fresh = [peer for peer in reachable if peer not in self._asked_of] or reachable
-        if not fresh:
+        if not reachable:
             return None
-        self._asked_of.append(fresh[0])
-        return fresh[0]
+        peer = min(reachable, key=lambda peer: self._asked_of[peer])
+        self._asked_of[peer] += 1
+        return peer
 
     def _snapshot_offered(self, peer: PeerId, offer: Offer) -> list[Effect]:
         prepared, member = self._prepared, self._table.get(peer)
-        if self.state != "joining" or prepared is None or member is None:
+        if self.state != "joining" or prepared is None or member is None or self._retry_at is None:
+            return []
+        if not self._timely(offer):
             return []
         expected = (prepared.layout, prepared.fingerprint, prepared.bytes)
         if (offer.layout, offer.recipe, offer.bytes) != expected:
@@ -591,12 +644,16 @@ class PeerCore:
     def _fetched(self, event: Fetched, now: float) -> list[Effect]:
         if event.offer.kind == "share":
             return self._rounds.fetched(event, now) if self._rounds is not None else []
-        prepared, since = self._prepared, self._table.me.since
-        if self.state != "joining" or prepared is None or since is None:
+        if self.state != "joining" or not self._timely(event.offer):
             return []
         if not event.finite:
             return self._join(now)
-        return self._begin(max(since, event.offer.round), event.vector, now)
+        return self._begin(event.offer.round, event.vector, now)
+
+    def _timely(self, snapshot: Offer) -> bool:
+        """Whether a snapshot is of no earlier round than the one granted; what was granted before is not any more."""
+        since = self._table.me.since
+        return since is not None and snapshot.round >= since
 
     def _fetch_failed(self, event: FetchFailed, now: float) -> list[Effect]:
         if event.offer.kind == "snapshot":
@@ -684,11 +741,16 @@ class PeerCore:
         return [] if link is None else [Send(link, message)]
 
     def _may_answer(self, peer: PeerId) -> bool:
-        """Whether a member is worth waiting for: connected, or not yet, but never lost."""
+        """Whether a member is worth waiting for: still, or already, of the round, and connected or never lost."""
         member = self._table.get(peer)
-        return self._links.reachable(peer) or (
-            member is not None and member.state == "member" and peer not in self._suspects
-        )
+        if member is None or member.state != "member" or member.since is None or member.since > self._round:
+            return False
+        return self._links.reachable(peer) or peer not in self._suspects
 
     def _broadcast(self, message: Message) -> list[Send]:
         return [Send(link, message) for peer in self._links.peers if (link := self._links.link_of(peer)) is not None]
+
+
+def _standing(member: Member) -> tuple[bool, PeerId]:
+    """Of two peers with one seat the lower one keeps it: who takes part already, then the lower id."""
+    return member.state != "member", member.peer

@@ -13,9 +13,10 @@ from functools import cached_property
 
 import msgspec
 
-from p2pfl.protocol.messages import MAX_MEMBERS, Member, State
+from p2pfl.protocol.messages import MAX_MEMBERS, MAX_MESSAGE_BYTES, Member, State
 from p2pfl.types import PeerId, seat_order
 
+MAX_TOLD_BYTES = MAX_MESSAGE_BYTES // 2  # the rest is for a hello's settings
 _RANK: Mapping[State, int] = {"lobby": 0, "observer": 1, "member": 2, "dead": 3, "left": 4}
 
 
@@ -79,6 +80,17 @@ class Table:
     def __iter__(self) -> Iterator[Member]:
         return iter(sorted(self._records.values(), key=lambda m: (seat_order(m.seat), m.peer)))
 
+    def told(self) -> tuple[Member, ...]:
+        """The records to tell others: all, or as many as fit a message, who is gone left out first."""
+        told: list[Member] = []
+        size = 0
+        for member in sorted(self, key=lambda member: member.state in ("dead", "left")):
+            size += len(msgspec.msgpack.encode(member))
+            if size > MAX_TOLD_BYTES:
+                break
+            told.append(member)
+        return tuple(told)
+
     def merge(self, records: Iterable[Member]) -> list[Member]:
         """Take in records; returns those that were news, as they now stand.
 
@@ -107,9 +119,7 @@ class Table:
     def view(self, round: int) -> View:
         """Who takes part in a round, as far as known here."""
         return View(
-            tuple(
-                m for m in self if m.since is not None and m.since <= round and (m.until is None or round < m.until)
-            )
+            tuple(m for m in self if m.since is not None and m.since <= round and (m.until is None or round < m.until))
         )
 
     def select(self, wanted: Callable[[Member], bool]) -> list[Member]:

@@ -97,10 +97,12 @@ class SynchronousRound:
         self._misses: dict[PeerId, int] = {}
         self._train_s: dict[PeerId, float] = {}  # as neighbors told
         self._own_full_s: float | None = None  # for all the steps that the recipe asks for
+        self._heard: dict[PeerId, int] = {}
+        self._late_for: set[PeerId] = set()  # neighbors that declined the last offer as late
         self._snapshots_wanted: dict[PeerId, int] = {}
         self._served: list[tuple[int, str]] = []
-        self._last_offers: dict[PeerId, Offer] = {}
-        self._counted: dict[PeerId, Offer] = {}  # of the round before; on a new connection they are repeated
+        self._last_offers: dict[PeerId, tuple[Offer, ...]] = {}  # at most two: their bodies are still served
+        self._counted: dict[PeerId, tuple[Offer, ...]] = {}  # the last two; on a new connection they are repeated
         self._last_view = ""
         self.round = prepared.round
         self.finished = False
@@ -110,7 +112,9 @@ class SynchronousRound:
     def begin(self, round: int, vector: Vector, now: float) -> list[Effect]:
         """Begin a round with a model, or finish where there are no more rounds."""
         self.round, self.model = round, vector
-        self._counted = self._current.offers if self._current else {}
+        if self._current is not None:
+            for peer, offer in self._current.offers.items():
+                self._counted[peer] = (*self._counted.get(peer, ())[-1:], offer)
         self._current = None
         effects: list[Effect] = self._forget_served(before=round - 1)
         effects += self._offer_snapshots()
@@ -158,9 +162,12 @@ class SynchronousRound:
     def _budget(self) -> float | None:
         """Seconds to train for where this peer would hold up its neighbors, else None: all steps."""
         times = [self._train_s[peer] for peer in self._neighbors() if peer in self._train_s]
+        late, self._late_for = self._late_for, set()
         if not times or self._own_full_s is None:
             return None
         typical = median_low(times)
+        if late and 2 * len(late) >= len(self._neighbors()):
+            return typical / 2  # they may wait no longer: catch up until an offer is in time, then they wait again
         slow = self._own_full_s > max(self._rules.min_deadline_s, self._rules.patience * typical)
         return typical if slow else None
 
@@ -191,7 +198,7 @@ class SynchronousRound:
             steps=event.steps,
             train_s=event.seconds,
         )
-        self._last_offers = dict.fromkeys(current.targets, offer)
+        self._last_offers = {peer: (*self._last_offers.get(peer, ())[-1:], offer) for peer in current.targets}
         effects: list[Effect] = [
             Serve(token, event.vector),
             Emit(StateChanged(peer=self._me, state="gathering", round=current.number)),
@@ -202,13 +209,22 @@ class SynchronousRound:
 
     def relinked(self, peer: PeerId) -> list[Effect]:
         """A connection to a neighbor is there again: what was offered meanwhile may be lost."""
-        offer = self._last_offers.get(peer)
-        return self._send(peer, offer) if offer else []
+        return [effect for offer in self._last_offers.get(peer, ()) for effect in self._send(peer, offer)]
+
+    def declined(self, peer: PeerId, answer: Declined) -> None:
+        """A neighbor will not fetch what was offered."""
+        last = self._last_offers.get(peer, ())[-1:]
+        if answer.reason == "late" and any(offer.token == answer.token for offer in last):
+            self._late_for.add(peer)
+
+    def heard(self, peer: PeerId, round: int) -> None:
+        """A peer tells its round; what it had to offer for earlier ones it has offered before."""
+        self._heard[peer] = round
 
     def offered(self, peer: PeerId, offer: Offer, now: float) -> list[Effect]:
         """A neighbor offers its share."""
         current = self._current
-        if self._counted.get(peer) == offer:
+        if offer in self._counted.get(peer, ()):
             return []
         if self.finished or (current is None and offer.round < self.round):
             return self._refuse(peer, offer, "late")
@@ -231,19 +247,25 @@ class SynchronousRound:
         current.offers[peer] = offer
         self._train_s[peer] = offer.train_s
         self._misses[peer] = 0
-        return [self._fetch(current, peer, offer)]
+        effects = []
+        if all(target in current.offers for target in current.targets):
+            # Who offers this round is done with the last: its share makes room before the next one comes.
+            effects = self._forget_served(before=current.number, snapshots=False)
+        return [*effects, self._fetch(current, peer, offer)]
 
     def _objection(self, current: _Round, peer: PeerId, offer: Offer) -> str:
         """Why an offer for no later round than this one cannot count, empty where it can."""
+        known = current.offers.get(peer)
+        if known == offer:
+            return "duplicate"
         if offer.layout != self._prepared.layout:
             return "schema mismatch"
         if offer.recipe != self._prepared.fingerprint:
             return "recipe mismatch"
         if offer.round < current.number or current.phase == "mixing":
             return "late"
-        known = current.offers.get(peer)
         if known is not None:
-            return "duplicate" if known == offer else "second share"
+            return "second share"
         if offer.view != current.view.digest:
             return "view mismatch"
         if peer not in current.sources:
@@ -265,9 +287,7 @@ class SynchronousRound:
             return self._refuse(event.peer, event.offer, "not finite") + self.advance(now)
         current.received[event.peer] = event.vector
         current.arrivals.append(now - current.began)
-        received = ShareReceived(
-            peer=self._me, round=current.number, other=event.peer, bytes=event.offer.bytes
-        )
+        received = ShareReceived(peer=self._me, round=current.number, other=event.peer, bytes=event.offer.bytes)
         return [Emit(received), *self.advance(now)]
 
     def fetch_failed(self, event: FetchFailed, now: float) -> list[Effect]:
@@ -316,7 +336,7 @@ class SynchronousRound:
     def snapshot_wanted(self, peer: PeerId, round: int) -> list[Effect]:
         """A newcomer asks for the model with which a round begins; it gets that of the first one not before it."""
         self._snapshots_wanted[peer] = round
-        return self._offer_snapshots()
+        return self._offer_snapshots() if self._current is not None or self.finished else []
 
     # Going on
 
@@ -329,8 +349,6 @@ class SynchronousRound:
         if waiting and now < self._deadline(current):
             return []
         effects: list[Effect] = []
-        if all(peer in current.offers for peer in current.targets):
-            effects += self._forget_served(before=current.number)  # who offers this round is done with the last
         for peer in current.sources:
             if peer not in current.received and peer not in current.given_up:
                 self._misses[peer] = self._misses.get(peer, 0) + 1
@@ -368,7 +386,8 @@ class SynchronousRound:
 
     def _expected(self, peer: PeerId) -> bool:
         """Whether a neighbor that has not offered may still do so: not if it is rounds ahead, or missed twice."""
-        return not self._held.get(peer) and self._misses.get(peer, 0) < _MISSES_BEFORE_NOT_WAITED_FOR
+        ahead = bool(self._held.get(peer)) or self._heard.get(peer, 0) > self.round
+        return not ahead and self._misses.get(peer, 0) < _MISSES_BEFORE_NOT_WAITED_FOR
 
     def _deadline(self, current: _Round) -> float:
         """`patience` times the median neighbor, own training counted as one of them."""
@@ -411,8 +430,16 @@ class SynchronousRound:
             effects += self._send(peer, offer)
         return effects
 
-    def _forget_served(self, before: int) -> list[Effect]:
+    def drop(self) -> list[Effect]:
+        """These rounds are given up: nothing of them is served any more."""
+        return [Drop(token) for _, token in self._served]
+
+    def _forget_served(self, before: int, snapshots: bool = True) -> list[Effect]:
         """Bodies of rounds long past: a neighbor is at most one round behind, or skips."""
-        stale = [entry for entry in self._served if entry[0] < before]
-        self._served = [entry for entry in self._served if entry[0] >= before]
+        stale = [
+            (round, token)
+            for round, token in self._served
+            if round < before and (snapshots or not token.startswith("snapshot"))
+        ]
+        self._served = [entry for entry in self._served if entry not in stale]
         return [Drop(token) for _, token in stale]
