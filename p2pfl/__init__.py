@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from p2pfl.learning.data import Data, load_data
     from p2pfl.learning.learner import Learner, TorchLearner
     from p2pfl.learning.models import build_model
+    from p2pfl.local import LocalNetwork
     from p2pfl.model_files import load_model
-    from p2pfl.peer import LocalNetwork, Peer, Result
+    from p2pfl.peer import Peer, Result
     from p2pfl.recipe import Recipe
     from p2pfl.topology_files import load_topology
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Data": "p2pfl.learning.data",
     "Learner": "p2pfl.learning.learner",
-    "LocalNetwork": "p2pfl.peer",
+    "LocalNetwork": "p2pfl.local",
     "P2pflError": "p2pfl.errors",
     "Peer": "p2pfl.peer",
     "Recipe": "p2pfl.recipe",

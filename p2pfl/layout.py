@@ -125,3 +125,8 @@ def first_difference(mine: Layout, theirs: tuple[str, ...]) -> str:
         if own != other:
             return f"this peer has {own}, the network {other}"
     return f"this peer has {len(mine.tensors)} tensors, the network another number, or they differ further on"
+
+
+def digest_of(vector: Vector) -> str:
+    """Equal for vectors that are equal bit for bit."""
+    return hashlib.blake2b(vector.numpy().view("uint8").data, digest_size=16).hexdigest()

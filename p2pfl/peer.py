@@ -1,8 +1,7 @@
-"""A peer: a model, its data, and a network by name; and a network of such peers inside one process."""
+"""A peer: a model, its data, and a network by name."""
 
 import asyncio
 import base64
-import hashlib
 import json
 import secrets
 import threading
@@ -17,8 +16,17 @@ from torch import nn
 
 from p2pfl.errors import NetworkError, RecipeError, UsageError
 from p2pfl.events import Listening, RoundFinished, RunEvent, Sink, StateChanged
-from p2pfl.layout import Vector
-from p2pfl.learning.learner import Learner, Loss, Metric, OptimizerFactory, ScheduleFactory, Source, TorchLearner
+from p2pfl.layout import Vector, digest_of
+from p2pfl.learning.learner import (
+    Learner,
+    Loss,
+    Metric,
+    OptimizerFactory,
+    ScheduleFactory,
+    Source,
+    TorchLearner,
+    choose_device,
+)
 from p2pfl.model_files import Checkpoint, ModelFacts, read_checkpoint, read_vector, save_model
 from p2pfl.network.buffers import BufferPool
 from p2pfl.network.discovery import (
@@ -26,15 +34,12 @@ from p2pfl.network.discovery import (
     Candidate,
     Discovery,
     Found,
-    MemoryDiscovery,
-    MemoryLan,
     NoDiscovery,
     split_address,
 )
 from p2pfl.network.http import HttpTransport
 from p2pfl.network.interfaces import local_addresses
 from p2pfl.network.mdns import MdnsDiscovery
-from p2pfl.network.memory import MemoryNetwork
 from p2pfl.network.transport import Transport
 from p2pfl.protocol.core import PeerCore
 from p2pfl.protocol.messages import Member, Settings
@@ -346,7 +351,7 @@ class Peer:
             bytes=learner.layout.framed_bytes,
             data=learner.data,
             vector=vector,
-            init=vector_digest(vector),
+            init=digest_of(vector),
             round=round,
         ), learner
 
@@ -414,59 +419,6 @@ class Peer:
         )
 
 
-class LocalNetwork:
-    """Named peers inside one process: the code of live peers, without sockets; for notebooks, tests and studies."""
-
-    def __init__(self, *, sinks: tuple[Sink, ...] = (), **asked: Setting | None) -> None:
-        """asked: settings of the recipe, as `topology="ring", seed=1`."""
-        self._asked = asked
-        self._sinks = sinks
-        self._memory = MemoryNetwork()
-        self._lan = MemoryLan()
-        self.peers: dict[str, Peer] = {}
-
-    def add(self, name: str, model: nn.Module | Build, train: Source, test: Source | None = None, **more: Any) -> Peer:
-        """Add a peer; further arguments as for `Peer`.
-
-        Raises:
-            UsageError: the name is taken.
-        """
-        if name in self.peers:
-            raise UsageError(f"there is a peer {name!r} already; give another name")
-        asked = {**self._asked, **more}
-        peer = Peer(
-            name,
-            model,
-            train,
-            test,
-            network="local",
-            transport=self._memory.transport(),
-            discovery=lambda found, _: MemoryDiscovery(self._lan, "local", found),
-            sinks=(*self._sinks, *asked.pop("sinks", ())),
-            **asked,
-        )
-        self.peers[name] = peer
-        return peer
-
-    def run(self, rounds: int | None = None) -> dict[str, Result]:
-        """`run_async`, for programs and notebooks without async code of their own."""
-        return run_sync(lambda: self.run_async(rounds))
-
-    async def run_async(self, rounds: int | None = None) -> dict[str, Result]:
-        """Run all peers to the end; results by name.
-
-        Raises:
-            UsageError: there is no peer.
-        """
-        if not self.peers:
-            raise UsageError("the network has no peers: add some first")
-        for peer in self.peers.values():
-            peer.ask(min_peers=len(self.peers))
-        async with asyncio.TaskGroup() as group:
-            tasks = {name: group.create_task(peer.run(rounds)) for name, peer in self.peers.items()}
-        return {name: task.result() for name, task in tasks.items()}
-
-
 def run_sync(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
     """Run a coroutine to its end, in a thread of its own where an event loop is running already (as in notebooks)."""
     try:
@@ -493,34 +445,6 @@ def run_sync(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
 def new_id() -> PeerId:
     """26 random characters: 128 bits in base32."""
     return base64.b32encode(secrets.token_bytes(16)).decode().rstrip("=").lower()
-
-
-def vector_digest(vector: Vector) -> str:
-    """Equal for vectors that are equal bit for bit."""
-    return hashlib.blake2b(vector.numpy().view("uint8").data, digest_size=16).hexdigest()
-
-
-def choose_device(device: str) -> str:
-    """The device for a name; `auto` takes the best there is.
-
-    Raises:
-        UsageError: this machine has no such device.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(device.partition(":")[0], False):
-        here = ", ".join(name for name, there in available.items() if there)
-        raise UsageError(f"this machine has no device {device!r}; there is {here}")
-    return device
-
-
-def consensus_distance(vectors: Mapping[str, Vector]) -> float:
-    """Ξ² = (1/n) Σ‖x_i − x̄‖², in parameter units squared."""
-    stack = torch.stack([vectors[name].double() for name in sorted(vectors)])
-    return float((stack - stack.mean(0)).square().sum() / len(vectors))
 
 
 def _lan_transport(interface: str | None, port: int | None) -> HttpTransport:

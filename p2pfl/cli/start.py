@@ -91,7 +91,8 @@ def command(
         import torch
 
         from p2pfl.learning.by_name import NamedLearning
-        from p2pfl.peer import Peer, choose_device
+        from p2pfl.learning.learner import choose_device
+        from p2pfl.peer import Peer
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from p2pfl.errors import DataError, ModelError, TrainingError
+from p2pfl.errors import DataError, ModelError, TrainingError, UsageError
 from p2pfl.keys import random_key
 from p2pfl.layout import Layout, Vector, layout_of
 from p2pfl.learning.examples import Examples
@@ -324,3 +324,20 @@ def _seeded(key: int, device: torch.device) -> Iterator[None]:
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
+
+
+def choose_device(device: str) -> str:
+    """The device for a name; `auto` takes the best there is.
+
+    Raises:
+        UsageError: this machine has no such device.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(device.partition(":")[0], False):
+        here = ", ".join(name for name, there in available.items() if there)
+        raise UsageError(f"this machine has no device {device!r}; there is {here}")
+    return device
