@@ -5,7 +5,6 @@ thread, so that the network is served meanwhile; whatever is started here belong
 """
 
 import asyncio
-import logging
 import threading
 import time
 from collections import Counter
@@ -18,19 +17,18 @@ from typing import Protocol, TypeVar
 import msgspec
 import torch
 
-from p2pfl.errors import FetchError, LinkClosed, ProtocolError, Unreachable
+from p2pfl.conversations import Conversations, Traffic
+from p2pfl.errors import FetchError
 from p2pfl.events import RoundFinished, RunEvent, ShareRejected, ShareSent, Sink, Warned
 from p2pfl.layout import Layout, Vector
 from p2pfl.learning.learner import Learner
 from p2pfl.mixing import is_finite, mix
 from p2pfl.network.buffers import BufferPool
-from p2pfl.network.discovery import join_address, split_address
-from p2pfl.network.transport import Body, Link, Service, Transport, body_of
-from p2pfl.protocol.messages import Hello, Settings, decode, encode
+from p2pfl.network.transport import Body, Service, Transport, body_of
+from p2pfl.protocol.messages import Settings
 from p2pfl.protocol.participant import (
     Close,
     Dial,
-    DialFailed,
     Done,
     Drop,
     Effect,
@@ -39,15 +37,11 @@ from p2pfl.protocol.participant import (
     Fetch,
     Fetched,
     FetchFailed,
-    LinkId,
-    LinkLost,
-    LinkOpened,
     Mix,
     Mixed,
     Participant,
     Prepare,
     Prepared,
-    Received,
     Save,
     Send,
     Serve,
@@ -58,11 +52,9 @@ from p2pfl.protocol.participant import (
 )
 from p2pfl.types import PeerId
 
-_HELLO_S = 5.0  # a connection that does not introduce itself is closed
 _FLUSH_S = 1.0  # for the last messages when leaving
 _CHECKED_INLINE = 1 << 18  # elements whose finite check is not worth a change of thread
 _T = TypeVar("_T")
-_log = logging.getLogger(__name__)
 
 
 class Checkpoints(Protocol):
@@ -71,16 +63,6 @@ class Checkpoints(Protocol):
     def save(self, round: int, vector: Vector) -> None:
         """Write the model with which a round begins. Called in a thread of its own."""
         ...
-
-
-@dataclass
-class Traffic:
-    """Bytes of one peer since it began; bodies are models, control is everything else that was said."""
-
-    sent: int = 0
-    received: int = 0
-    control_sent: int = 0
-    control_received: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,11 +111,8 @@ class Shell:
         self._round_began = self._began
         self.learner: Learner | None = None
         self._loaded: Vector | None = None  # what the learner holds, if nothing was trained since
-        self._links: dict[LinkId, Link] = {}
-        self._outboxes: dict[LinkId, asyncio.Queue[bytes | None]] = {}
-        self._link_count = 0
+        self._talk = Conversations(transport, self.handle, self.traffic, self.failures)
         self._hosts: dict[PeerId, str] = {}  # the address at which a peer's last body came
-        self._seen: dict[PeerId, str] = {}  # where a peer's connections come from: may work where its own word does not
         self._served: dict[str, tuple[int, Vector]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = threading.Event()
@@ -144,8 +123,6 @@ class Shell:
         self._done: asyncio.Future[Done] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._error: Exception | None = None
-        self._unlinked = asyncio.Event()
-        self._unlinked.set()
 
     # Running
 
@@ -160,7 +137,7 @@ class Shell:
             Exception: what preparing or training raised.
         """
         self._done = asyncio.get_running_loop().create_future()
-        service = Service(self._accept, self._body, self._sent, self._status)
+        service = Service(self._talk.accept, self._body, self._sent, self._status)
         try:
             async with self._transport.serving(service), asyncio.TaskGroup() as group:
                 self._group = group
@@ -168,7 +145,7 @@ class Shell:
                 done = await self._done
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_FLUSH_S):
-                        await self._unlinked.wait()
+                        await self._talk.ended()
                 self._close()
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
@@ -182,6 +159,7 @@ class Shell:
 
     def _close(self) -> None:
         self._stopping.set()
+        self._talk.open = False
         self._group = None
         if self._timer is not None:
             self._timer.cancel()
@@ -217,13 +195,9 @@ class Shell:
     def _carry_out(self, effect: Effect) -> None:
         match effect:
             case Send(link, message):
-                outbox = self._outboxes.get(link)
-                if outbox is not None:
-                    outbox.put_nowait(encode(message))
+                self._talk.send(link, message)
             case Close(link, _):
-                outbox = self._outboxes.get(link)
-                if outbox is not None:
-                    outbox.put_nowait(None)
+                self._talk.close(link)
             case Emit(event):
                 self.emit(event)
             case Train():
@@ -237,8 +211,8 @@ class Shell:
                 self._served.pop(token, None)
             case Fetch():
                 self._spawn(self._fetch(effect))
-            case Dial():
-                self._spawn(self._dial(effect))
+            case Dial(key, addresses):
+                self._spawn(self._talk.dial(key, self._addresses(key, addresses)))
             case Prepare(settings):
                 self._spawn(self._build(settings))
             case Save():
@@ -378,7 +352,7 @@ class Shell:
 
     def _addresses(self, peer: PeerId, told: tuple[str, ...]) -> list[str]:
         """What worked last, what the peer told, where it was seen."""
-        known = (self._hosts.get(peer), *told, self._seen.get(peer))
+        known = (self._hosts.get(peer), *told, self._talk.seen.get(peer))
         return list(dict.fromkeys(address for address in known if address))
 
     def _body(self, token: str, peer: str) -> Body | None:
@@ -396,81 +370,6 @@ class Shell:
     @staticmethod
     def _round_of(token: str) -> int:
         return int(token.partition(".")[0].rpartition("-")[2])
-
-    # Connections
-
-    async def _accept(self, link: Link) -> None:
-        """Live as long as a connection that somebody else opened."""
-        if self._group is not None:
-            await self._converse(link, None)
-
-    async def _dial(self, effect: Dial) -> None:
-        refused, why = True, "no address"
-        for address in self._addresses(effect.key, effect.addresses):
-            try:
-                link = await self._transport.connect(address)
-            except Unreachable as error:
-                refused, why = refused and error.refused, str(error)
-            else:
-                await self._converse(link, effect.key)
-                return
-        self.handle(DialFailed(effect.key, refused, why))
-
-    async def _converse(self, link: Link, dialed: str | None) -> None:
-        """One connection from its first message to its last."""
-        self._link_count += 1
-        number = self._link_count
-        self._links[number] = link
-        self._outboxes[number] = asyncio.Queue()
-        self._unlinked.clear()
-        writer = asyncio.create_task(self._write(number, link))
-        why = ""
-        try:
-            self.handle(LinkOpened(number, dialed))
-            async with asyncio.timeout(_HELLO_S):
-                await self._read(number, link)
-            while True:
-                await self._read(number, link)
-        except TimeoutError:
-            why = "said nothing"
-        except ProtocolError as error:
-            why = error.reason
-            self.failures[error.reason] += 1
-        except LinkClosed as error:
-            why = str(error)
-        finally:
-            if not writer.done():
-                self._outboxes[number].put_nowait(None)
-                with suppress(TimeoutError, asyncio.CancelledError):
-                    async with asyncio.timeout(_FLUSH_S):
-                        await writer
-                writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
-            del self._links[number], self._outboxes[number]
-            if not self._links:
-                self._unlinked.set()
-            self.handle(LinkLost(number, why))
-
-    async def _read(self, number: LinkId, link: Link) -> None:
-        data = await link.receive()
-        self.traffic.control_received += len(data)
-        message = decode(data)
-        if isinstance(message, Hello):
-            self._seen[message.me.peer] = _address_seen(message, link.remote)
-        try:
-            self.handle(Received(number, message))
-        except Exception as error:  # a fault of ours on another peer's word costs that connection, not this peer
-            _log.exception("a message from %s could not be handled", link.remote)
-            raise ProtocolError("not understood", type(error).__name__) from error
-
-    async def _write(self, number: LinkId, link: Link) -> None:
-        outbox = self._outboxes[number]
-        why = "left"
-        with suppress(LinkClosed):
-            while (data := await outbox.get()) is not None:
-                await link.send(data)
-                self.traffic.control_sent += len(data)
-        await link.close(why)
 
     # Tasks
 
@@ -490,14 +389,6 @@ class Shell:
             if self._error is None:
                 self._error = error
             self.stop()
-
-
-def _address_seen(hello: Hello, remote: str) -> str:
-    """Where a connection came from, with the port its peer serves on; empty if that cannot be told."""
-    for address in hello.me.addresses:
-        with suppress(ValueError):
-            return join_address(remote, split_address(address)[1]) if remote else ""
-    return ""
 
 
 async def _await(work: Awaitable[None]) -> None:
