@@ -40,7 +40,7 @@ class Conversations:
         self._handle = handle
         self._traffic = traffic
         self._failures = failures
-        self._outboxes: dict[LinkId, asyncio.Queue[bytes | None]] = {}
+        self._outboxes: dict[LinkId, asyncio.Queue[bytes | str]] = {}  # messages, then a text: why it is closed
         self._count = 0
         self._none = asyncio.Event()
         self._none.set()
@@ -71,11 +71,11 @@ class Conversations:
         if outbox is not None:
             outbox.put_nowait(encode(message))
 
-    def close(self, link: LinkId) -> None:
+    def close(self, link: LinkId, why: str) -> None:
         """Close a connection once what was sent before is out."""
         outbox = self._outboxes.get(link)
         if outbox is not None:
-            outbox.put_nowait(None)
+            outbox.put_nowait(why)
 
     async def ended(self) -> None:
         """Wait for the last connection to end."""
@@ -103,7 +103,7 @@ class Conversations:
         except LinkClosed as error:
             why = str(error)
         finally:
-            self._outboxes[number].put_nowait(None)
+            self._outboxes[number].put_nowait(why or "left")
             with suppress(TimeoutError, asyncio.CancelledError):
                 async with asyncio.timeout(_FLUSH_S):
                     await asyncio.gather(writer, return_exceptions=True)
@@ -127,10 +127,10 @@ class Conversations:
     async def _write(self, number: LinkId, link: Link) -> None:
         outbox = self._outboxes[number]
         with suppress(LinkClosed):
-            while (data := await outbox.get()) is not None:
+            while isinstance(data := await outbox.get(), bytes):
                 await link.send(data)
                 self._traffic.control_sent += len(data)
-        await link.close("left")
+        await link.close(data if isinstance(data, str) else "broken")
 
 
 def _address_seen(hello: Hello, remote: str) -> str:

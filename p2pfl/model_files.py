@@ -117,7 +117,7 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     facts = read_facts(path)
     if model is None:
         if not facts.model or is_function(facts.model):
-            raise ModelError(f"{path} is a model of somebody's own making ({facts.model or 'a module'}): give model=")
+            raise ModelError(f"{path} is a model of somebody's own making ({facts.model or 'a module'}): give --model, or model= in Python")
         model = build_model(facts.model, facts.input_shape, facts.outputs, seed=0)
     layout = layout_of(model)
     views = layout.views(read_vector(path, layout))
@@ -135,7 +135,7 @@ def _read(path: Path, kind: Any) -> tuple[Any, dict[str, torch.Tensor]]:
                 return msgspec.json.decode(metadata.get(_KEY, ""), type=kind), {}
             return None, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
     except FileNotFoundError as error:
-        raise ModelError(f"there is no file {path}") from error
+        raise ModelError(f"there is no file {path}; check the path") from error
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} is no model file: {error}") from error
     except msgspec.MsgspecError as error:

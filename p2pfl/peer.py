@@ -18,6 +18,7 @@ from p2pfl.errors import NetworkError, RecipeError, UsageError
 from p2pfl.events import Listening, RoundFinished, RunEvent, Sink, StateChanged
 from p2pfl.layout import Vector, digest_of
 from p2pfl.learning.learner import (
+    GENERATOR,
     Learner,
     Loss,
     Metric,
@@ -316,6 +317,10 @@ class Peer:
 
     def _prepare(self, settings: Settings) -> tuple[Prepared, Learner]:
         """Model and data for a recipe; runs in the worker thread."""
+        with GENERATOR:  # a function of the user's own may draw initial weights from it
+            return self._build(settings)
+
+    def _build(self, settings: Settings) -> tuple[Prepared, Learner]:
         recipe = recipe_of(settings)
         if recipe.steps and "epochs" in settings:
             raise RecipeError("the network was asked for both epochs and steps; choose one")

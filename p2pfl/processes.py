@@ -6,11 +6,15 @@ down; a child whose pipe ends has lost its parent and leaves, so a killed parent
 
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.forkserver
+import multiprocessing.resource_tracker
 import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -98,6 +102,7 @@ class Processes:
 
     def launch(self, work: PeerSpec | Job) -> int:
         """Start a child; returns its number."""
+        _ensure_server()
         near, far = self._context.Pipe()
         function = _peer if isinstance(work, PeerSpec) else _reference
         process = self._context.Process(target=function, args=(msgspec.json.encode(work), far), daemon=True)
@@ -146,9 +151,17 @@ class Processes:
             self.command(number, "stop")
 
 
-def run_jobs(
-    processes: Processes, jobs: Sequence[Job], at_once: int, done: Callable[[int], None]
-) -> list[Ended]:
+def _ensure_server() -> None:
+    """Ctrl-C is the parent's alone: the server inherits this mask, and would otherwise fall over while it imports."""
+    multiprocessing.resource_tracker.ensure_running()  # here, as starting it would lift the mask
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def run_jobs(processes: Processes, jobs: Sequence[Job], at_once: int, done: Callable[[int], None]) -> list[Ended]:
     """Run references, some at once; `done` is called with how many are finished."""
     results: dict[int, Ended] = {}
     waiting = list(enumerate(jobs))
@@ -208,7 +221,6 @@ def _peer(encoded: bytes, connection: Connection) -> None:
     """A child that is a peer."""
     import asyncio
 
-    from p2pfl.errors import P2pflError
     from p2pfl.learning.by_name import NamedLearning
     from p2pfl.peer import Peer, no_discovery
     from p2pfl.shell import single_thread
@@ -245,13 +257,14 @@ def _peer(encoded: bytes, connection: Connection) -> None:
 
         def heard(words: list[str]) -> None:
             act = peer.stop if words[0] == "stop" else lambda: peer.add_peer(words[1])
-            loop.call_soon_threadsafe(act)
+            with suppress(RuntimeError):  # the run is over, and its loop closed
+                loop.call_soon_threadsafe(act)
 
         pipe.listen(heard)
         try:
             result = await peer.run()
-        except P2pflError as error:
-            return Ended(error=str(error), kind=type(error).__name__)
+        except Exception as error:
+            return _failed(error)
         return Ended(result.accuracy, result.loss)
 
     pipe.tell(asyncio.run(run()))
@@ -259,7 +272,6 @@ def _peer(encoded: bytes, connection: Connection) -> None:
 
 def _reference(encoded: bytes, connection: Connection) -> None:
     """A child that trains without a network, for as many rounds and with the same draws as the peer would."""
-    from p2pfl.errors import P2pflError
     from p2pfl.learning.by_name import NamedLearning
     from p2pfl.recipe import recipe_of
     from p2pfl.shell import single_thread
@@ -285,10 +297,22 @@ def _reference(encoded: bytes, connection: Connection) -> None:
             if stopped.is_set():
                 return
         result = learner.evaluate()
-    except P2pflError as error:
-        pipe.tell(Ended(error=str(error), kind=type(error).__name__))
+    except Exception as error:
+        pipe.tell(_failed(error))
         return
     pipe.tell(Ended(result.accuracy, result.loss))
+
+
+def _failed(error: Exception) -> Ended:
+    """In one line, with the place where code that is not ours to know (a user's own, say) raised it."""
+    from p2pfl.errors import P2pflError
+
+    kind = type(error).__name__
+    if isinstance(error, P2pflError):
+        return Ended(error=str(error), kind=kind)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    text = " ".join(str(error).split())
+    return Ended(error=f"{kind}: {text} ({place.filename}, line {place.lineno})", kind=kind)
 
 
 def consensus_of_files(paths: Sequence[Path]) -> float | None:

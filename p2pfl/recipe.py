@@ -1,9 +1,10 @@
 """The recipe of a run: what a whole network has to agree on, as one frozen value."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -15,20 +16,26 @@ from p2pfl.graphs.topology import Topology
 from p2pfl.topology_files import load_topology
 from p2pfl.types import Setting
 
+LONGEST_TEXT = 1 << 14  # characters of a setting, as the hello takes them
+
+_MOST = 1 << 31  # of anything that is counted
+_Count: TypeAlias = Annotated[int, Meta(ge=1, le=_MOST)]
+_CountOrNone: TypeAlias = Annotated[int, Meta(ge=0, le=_MOST)]
+
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One run's settings, with defaults that run."""
 
     topology: str = "ring"  # who averages with whom; more edges agree faster and cost more bytes
-    rounds: Annotated[int, Meta(ge=0)] = 15  # 0 = until stopped
+    rounds: _CountOrNone = 15  # 0 = until stopped
     seed: Annotated[int, Meta(ge=0, le=1 << 62)] = 0  # initial weights, data split, order of examples, dropout
     model: str = "mlp"
-    epochs: Annotated[int, Meta(ge=1)] = 1  # passes over the own data each round; more drifts further apart
-    steps: Annotated[int, Meta(ge=0)] = 0  # gradient steps each round instead of epochs, if above 0
+    epochs: _Count = 1  # passes over the own data each round; more drifts further apart
+    steps: _CountOrNone = 0  # gradient steps each round instead of epochs, if above 0
     lr: Annotated[float, Meta(gt=0)] = 0.1
-    batch_size: Annotated[int, Meta(ge=1)] = 32
+    batch_size: _Count = 32
     alpha: Annotated[float, Meta(ge=0)] = 0.0  # Dirichlet alpha of the split into parts; lower is more lopsided, 0 even
-    min_peers: Annotated[int, Meta(ge=1)] = 2  # the first round waits for this many
+    min_peers: _Count = 2  # the first round waits for this many
     patience: Annotated[float, Meta(ge=1)] = 3.0  # a round waits this many times as long as its median neighbor took
     min_deadline_s: Annotated[float, Meta(gt=0)] = 2.0  # but at least this long
     max_wait_s: Annotated[float, Meta(gt=0)] = 600.0  # and at most this long, if most neighbors are slow
@@ -61,6 +68,9 @@ class Asked:
             chosen["topology"] = travelling(str(chosen["topology"]))
         if chosen.get("steps") and "epochs" in chosen:
             raise RecipeError("choose --epochs or --steps, not both")
+        for key, value in chosen.items():
+            if isinstance(value, str) and len(value) > LONGEST_TEXT:
+                raise RecipeError(f"{key} is {len(value)} characters long; at most {LONGEST_TEXT} travel in a recipe")
         recipe_of(chosen)
         return cls(chosen)
 
@@ -72,12 +82,16 @@ def recipe_of(settings: Mapping[str, Any]) -> Recipe:
         RecipeError: an unknown setting, or a value of the wrong kind or out of range.
     """
     try:
-        return msgspec.convert(dict(settings), Recipe, strict=True)
+        recipe = msgspec.convert(dict(settings), Recipe, strict=True)
     except msgspec.ValidationError as error:
         text = str(error)
         key = text.rsplit("`$.", 1)[-1].rstrip("`") if "`$." in text else ""
         what = text.split(" - at ")[0].lower()
         raise RecipeError(f"{key or 'recipe'}: {what}, got {settings.get(key)!r}" if key else what) from error
+    for name, value in msgspec.structs.asdict(recipe).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RecipeError(f"{name}: expected a finite number, got {value!r}")
+    return recipe
 
 
 def travelling(topology: str) -> str:
@@ -100,5 +114,6 @@ def to_toml(recipe: Recipe) -> str:
     """The whole recipe as TOML, complete enough to repeat the run."""
     lines = ["# p2pfl recipe: every setting of the run"]
     for name, value in msgspec.structs.asdict(recipe).items():
-        lines.append(f"{name} = {msgspec.json.encode(value).decode()}")
+        text = msgspec.json.encode(value).decode()
+        lines.append(f"{name} = {text}".replace("\x7f", "\\u007f"))  # the one character that JSON allows and TOML does not
     return "\n".join(lines) + "\n"

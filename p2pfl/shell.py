@@ -196,8 +196,8 @@ class Shell:
         match effect:
             case Send(link, message):
                 self._talk.send(link, message)
-            case Close(link, _):
-                self._talk.close(link)
+            case Close(link, why):
+                self._talk.close(link, why)
             case Emit(event):
                 self.emit(event)
             case Train():

@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -41,6 +42,8 @@ METRICS = (
     "mix_s",
 )
 
+_FILES = ("events.jsonl", "metrics.csv", "edges.csv")
+
 
 def tee(*sinks: Sink) -> Sink:
     """Hand each event to all of the sinks."""
@@ -69,9 +72,12 @@ class RunFiles:
         self._steps: dict[str, int] = {}
         self._rows: Any = None
         self._extra: tuple[str, ...] | None = None
+        self._made = False
+        self._failed = False
+        self._unreported: dict[str, int] = {}  # bytes sent since a peer's last round: its last share, say
         self.failures: dict[str, int] = {}
         self.last: dict[str, RoundFinished] = {}
-        self.bytes_sent = 0
+        self._bytes_sent = 0
         self.bytes_received = 0
         self.control_bytes_sent = 0
         self.settings: dict[str, Any] = {}
@@ -83,18 +89,34 @@ class RunFiles:
             OSError: it cannot be written to.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._events = (self.folder / "events.jsonl").open("a", encoding="utf-8")
-        self._metrics = (self.folder / "metrics.csv").open("a", encoding="utf-8", newline="")
-        self._edges = (self.folder / "edges.csv").open("a", encoding="utf-8", newline="")
-        if self._edges.tell() == 0:
-            self._edges.write("round,from,to,bytes\n")
+        self._made = not (self.folder / _FILES[0]).exists()
+        with ExitStack() as opened:
+            events, metrics, edges = (
+                opened.enter_context((self.folder / name).open("a", encoding="utf-8", newline="")) for name in _FILES
+            )
+            opened.pop_all()
+        self._events, self._metrics, self._edges = events, metrics, edges
+        if edges.tell() == 0:
+            edges.write("round,from,to,bytes\n")
 
     def close(self) -> None:
-        """Finish the files."""
-        for file in (self._events, self._metrics, self._edges):
-            if file is not None:
-                file.close()
+        """Finish the files. A run that never began leaves none, so that its folder can be used for the next try."""
+        files = [file for file in (self._events, self._metrics, self._edges) if file is not None]
         self._events = self._metrics = self._edges = None
+        try:
+            with ExitStack() as last:
+                for file in files:
+                    last.callback(file.close)
+            if files and self._made and not self.settings:
+                for name in _FILES:
+                    (self.folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            self._tell(error)
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of models that left the peers."""
+        return self._bytes_sent + sum(self._unreported.values())
 
     def __call__(self, event: RunEvent) -> None:
         """Take an event."""
@@ -105,7 +127,12 @@ class RunFiles:
             self._events.write(msgspec.json.encode(event).decode() + "\n")
             self._write(event)
         except OSError as error:
+            self._tell(error)
             self.close()
+
+    def _tell(self, error: OSError) -> None:
+        if not self._failed:
+            self._failed = True
             self._warn(f"the files in {self.folder} end here: {error}; the run goes on")
 
     def _count(self, event: RunEvent) -> None:
@@ -114,11 +141,14 @@ class RunFiles:
                 self._names[event.peer] = event.name
             case PeerJoined():
                 self._names.setdefault(event.other, event.name)
+            case ShareSent():
+                self._unreported[event.peer] = self._unreported.get(event.peer, 0) + event.bytes
             case ShareRejected():
                 self.failures[event.reason] = self.failures.get(event.reason, 0) + 1
             case RoundFinished():
                 self.last[event.peer] = event
-                self.bytes_sent += event.bytes_sent
+                self._bytes_sent += event.bytes_sent
+                self._unreported[event.peer] = 0
                 self.bytes_received += event.bytes_received
                 self.control_bytes_sent += event.control_bytes_sent
             case Started():

@@ -94,8 +94,10 @@ def run(work: Coroutine[Any, Any, None], timeout_s: float = 20) -> None:
         assert open_sockets() == before
         assert not problems
 
+    gc.freeze()  # a look at what is older takes longer than most scenes
     asyncio.run(watched())
     gc.collect()  # what was not closed warns now, and warnings are errors
+    gc.unfreeze()
 
 
 def noise(size: int) -> bytes:

@@ -25,12 +25,20 @@ class Run:
     @cached_property
     def recipe(self) -> Recipe:
         """The settings of the run."""
-        return recipe_of(msgspec.toml.decode(self._bytes("recipe.toml")))
+        data = self._bytes("recipe.toml")
+        try:
+            return recipe_of(msgspec.toml.decode(data))
+        except msgspec.DecodeError as error:
+            raise DataError(f"{self.folder / 'recipe.toml'} is damaged: {error}") from error
 
     @cached_property
     def summary(self) -> dict[str, Any]:
         """What `--json` printed."""
-        return msgspec.json.decode(self._bytes("summary.json"), type=dict[str, Any])
+        data = self._bytes("summary.json")
+        try:
+            return msgspec.json.decode(data, type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise DataError(f"{self.folder / 'summary.json'} is damaged: {error}") from error
 
     @cached_property
     def metrics(self) -> "pd.DataFrame":
@@ -49,9 +57,13 @@ class Run:
 
     @cached_property
     def events(self) -> tuple[RunEvent, ...]:
-        """Everything that happened, in order."""
+        """Everything that happened, in order; of a run that was killed, all but the line it died in."""
         decoder: msgspec.json.Decoder[RunEvent] = msgspec.json.Decoder(RunEvent)
-        return tuple(decoder.decode(line) for line in self._bytes("events.jsonl").splitlines())
+        lines = self._bytes("events.jsonl").split(b"\n")[:-1]
+        try:
+            return tuple(decoder.decode(line) for line in lines)
+        except msgspec.DecodeError as error:
+            raise DataError(f"{self.folder / 'events.jsonl'} is damaged: {error}") from error
 
     @property
     def peers(self) -> tuple[str, ...]:
@@ -69,7 +81,12 @@ class Run:
 
         import pandas as pd
 
-        return pd.read_csv(io.BytesIO(self._bytes(name)))
+        names = dict.fromkeys(("peer", "from", "to", "label"), str)
+        try:
+            # A peer may be called "nan", or "7".
+            return pd.read_csv(io.BytesIO(self._bytes(name)), dtype=names, keep_default_na=False, na_values=[""])
+        except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+            raise DataError(f"{self.folder / name} is empty or damaged: {error}") from error
 
     def _bytes(self, name: str) -> bytes:
         try:

@@ -54,7 +54,7 @@ def part_of(text: str) -> tuple[int, int]:
         UsageError: it is not of that form, or I is outside 1…N.
     """
     first, slash, second = text.partition("/")
-    if not (slash and first.isdigit() and second.isdigit()):
+    if not (slash and first.isdecimal() and second.isdecimal()):
         raise UsageError(f"--part {text!r} is not of the form I/N, as 2/5 for the second of five")
     part, parts = int(first), int(second)
     if not 1 <= part <= parts:

@@ -25,7 +25,7 @@ Source: TypeAlias = Dataset[Any] | tuple[torch.Tensor, torch.Tensor]
 
 _GATHERED = 64  # batches whose examples are gathered at once: one large copy is cheaper than many small ones
 _EVALUATION_BATCH = 1000
-_GENERATOR = threading.Lock()  # a process has one default generator: peers that share it train one at a time
+GENERATOR = threading.RLock()  # a process has one default generator: peers that share it draw from it in turn
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class TorchLearner:
         steps = 0
         buffers = self._float_buffers() if self._constant_buffers is None else None
         self.model.train()
-        with _GENERATOR, _seeded(random_key(self._seed, "training", self._seat, round), self._device):
+        with GENERATOR, _seeded(random_key(self._seed, "training", self._seat, round), self._device):
             for inputs, targets in self._batches(round, full):
                 total += self._step(inputs, targets)
                 steps += 1

@@ -395,17 +395,18 @@ class HttpTransport:
         return link
 
     async def fetch(self, address: str, token: str, peer: str, into: memoryview) -> None:
-        # aiohttp keeps its errors, and they the frames they passed: without their tracebacks, or the buffer would stay
-        # taken until the next garbage collection.
         try:
             async with asyncio.timeout(self._deadline_s(len(into))):
                 await self._fetch(_url(address, f"body/{quote(token, safe='')}", self._client_ssl), peer, into)
+        except FetchError as error:
+            _without_frames(error)
+            raise
         except (Unreachable, aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, ValueError) as error:
-            raise FetchError("unreachable", str(error)) from error.with_traceback(None)
+            raise FetchError("unreachable", str(error)) from _without_frames(error)
         except TimeoutError as error:
-            raise FetchError("too slow", address) from error.with_traceback(None)
+            raise FetchError("too slow", address) from _without_frames(error)
         except (aiohttp.ClientError, OSError, RuntimeError) as error:
-            raise FetchError("broken off", str(error)) from error.with_traceback(None)
+            raise FetchError("broken off", str(error)) from _without_frames(error)
 
     async def _fetch(self, url: str, peer: str, into: memoryview) -> None:
         position = 0
@@ -432,6 +433,19 @@ class HttpTransport:
 
     def _deadline_s(self, length: int) -> float:
         return self._limits.stall_s + length / self._limits.min_bytes_per_s
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """The error without its tracebacks.
+
+    aiohttp and asyncio keep errors in what they passed, and their frames the buffer: it would stay taken until the next
+    garbage collection.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
 
 
 def _check_head(response: aiohttp.ClientResponse, expected: int) -> None:
