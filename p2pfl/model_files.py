@@ -117,7 +117,8 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     facts = read_facts(path)
     if model is None:
         if not facts.model or is_function(facts.model):
-            raise ModelError(f"{path} is a model of somebody's own making ({facts.model or 'a module'}): give --model, or model= in Python")
+            made = facts.model or "a module"
+            raise ModelError(f"{path} is a model of somebody's own making ({made}): give --model, or model= in Python")
         model = build_model(facts.model, facts.input_shape, facts.outputs, seed=0)
     layout = layout_of(model)
     views = layout.views(read_vector(path, layout))

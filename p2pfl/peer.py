@@ -43,6 +43,7 @@ from p2pfl.network.interfaces import local_addresses
 from p2pfl.network.mdns import MdnsDiscovery
 from p2pfl.network.transport import Transport
 from p2pfl.protocol.core import PeerCore
+from p2pfl.protocol.membership import display_names
 from p2pfl.protocol.messages import Member, Settings
 from p2pfl.protocol.participant import Found as FoundEvent
 from p2pfl.protocol.participant import Prepared, Rules, Tick
@@ -411,14 +412,14 @@ class Peer:
                     save_model(self.model_path, vector, learner.layout, facts)
                 except OSError as error:
                     shell.warn(f"the model was not saved: {error}")
-        members = tuple(m.name for m in core.members if m.since is not None) if core is not None else ()
+        took_part = [member for member in core.members if member.since is not None] if core is not None else []
         return Result(
             self.name,
             outcome.round,
             tuple(self._history),
             outcome.failures,
             core.settings if core is not None else {},
-            members,
+            tuple(display_names(took_part).values()),
             module if isinstance(module, nn.Module) else None,
             vector,
         )

@@ -23,7 +23,7 @@ from typing import Any, Self, TypeAlias
 
 import msgspec
 
-from p2pfl.events import RunEvent
+from p2pfl.events import Listening, RunEvent
 from p2pfl.types import Setting
 
 _PRELOADED = ["p2pfl.peer", "p2pfl.learning.by_name", "p2pfl.processes", "aiohttp", "zeroconf"]
@@ -239,6 +239,18 @@ def _peer(encoded: bytes, connection: Connection) -> None:
         return learner
 
     async def run() -> Ended:
+        loop = asyncio.get_running_loop()
+
+        def heard(words: list[str]) -> None:
+            act = peer.stop if words[0] == "stop" else lambda: peer.add_peer(words[1])
+            with suppress(RuntimeError):  # the run is over, and its loop closed
+                loop.call_soon_threadsafe(act)
+
+        def sink(event: RunEvent) -> None:
+            pipe.tell(event)
+            if isinstance(event, Listening):  # from here on a peer heeds what it is told
+                pipe.listen(heard)
+
         peer = Peer(
             spec.name,
             build,
@@ -248,19 +260,11 @@ def _peer(encoded: bytes, connection: Connection) -> None:
             port=spec.port,
             peers=spec.peers,
             out=spec.out,
-            sinks=(pipe.tell,),
+            sinks=(sink,),
             discovery=None if spec.mdns else no_discovery,
             facts=learning.facts,
         )
         peer.ask(**spec.settings)
-        loop = asyncio.get_running_loop()
-
-        def heard(words: list[str]) -> None:
-            act = peer.stop if words[0] == "stop" else lambda: peer.add_peer(words[1])
-            with suppress(RuntimeError):  # the run is over, and its loop closed
-                loop.call_soon_threadsafe(act)
-
-        pipe.listen(heard)
         try:
             result = await peer.run()
         except Exception as error:

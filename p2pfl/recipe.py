@@ -114,6 +114,7 @@ def to_toml(recipe: Recipe) -> str:
     """The whole recipe as TOML, complete enough to repeat the run."""
     lines = ["# p2pfl recipe: every setting of the run"]
     for name, value in msgspec.structs.asdict(recipe).items():
-        text = msgspec.json.encode(value).decode()
-        lines.append(f"{name} = {text}".replace("\x7f", "\\u007f"))  # the one character that JSON allows and TOML does not
+        # JSON is TOML here, but for one character.
+        text = msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")
+        lines.append(f"{name} = {text}")
     return "\n".join(lines) + "\n"

@@ -118,7 +118,8 @@ class Shell:
         self._stopping = threading.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="p2pfl-worker")
         self._saver = ThreadPoolExecutor(1, thread_name_prefix="p2pfl-saver")
-        self._saving: asyncio.Task[None] | None = None
+        self._saving = False
+        self._unsaved: Save | None = None
         self._group: asyncio.TaskGroup | None = None
         self._done: asyncio.Future[Done] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -136,7 +137,8 @@ class Shell:
         Raises:
             Exception: what preparing or training raised.
         """
-        self._done = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._done = self._loop.create_future()
         service = Service(self._talk.accept, self._body, self._sent, self._status)
         try:
             async with self._transport.serving(service), asyncio.TaskGroup() as group:
@@ -153,6 +155,8 @@ class Shell:
             self._close()
             await asyncio.to_thread(self._worker.shutdown)
             await asyncio.to_thread(self._saver.shutdown)
+            if self._unsaved is not None and self._checkpoints is not None:
+                await asyncio.to_thread(self._checkpoint, self._unsaved)
         if self._error is not None:
             raise self._error
         return Outcome(done.round, done.error, dict(self.failures))
@@ -289,15 +293,26 @@ class Shell:
         self.handle(await self._work(work))
 
     async def _save(self, effect: Save) -> None:
-        """Write a checkpoint beside the next round's training; one at a time, the newest wins."""
-        if self._checkpoints is None or (self._saving is not None and not self._saving.done()):
+        """Write a checkpoint beside the next round's training; what is overtaken while another is written is left."""
+        self._unsaved = effect
+        if self._checkpoints is None or self._saving:
             return
-        self._saving = asyncio.current_task()
+        self._saving = True
+        loop = asyncio.get_running_loop()
         try:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._saver, self._checkpoints.save, effect.round, effect.vector)
+            while (due := self._unsaved) is not None:
+                self._unsaved = None
+                await loop.run_in_executor(self._saver, self._checkpoint, due)
+        finally:
+            self._saving = False
+
+    def _checkpoint(self, due: Save) -> None:
+        assert self._checkpoints is not None  # else nothing is saved
+        try:
+            self._checkpoints.save(due.round, due.vector)
         except OSError as error:
-            self.warn(f"the checkpoint of round {effect.round} was not written: {error}; training goes on")
+            text = f"the checkpoint of round {due.round} was not written: {error}; training goes on"
+            self._loop.call_soon_threadsafe(self.warn, text)
 
     async def _work(self, function: Callable[..., _T], *arguments: object) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
@@ -351,8 +366,8 @@ class Shell:
         raise failure
 
     def _addresses(self, peer: PeerId, told: tuple[str, ...]) -> list[str]:
-        """What worked last, what the peer told, where it was seen."""
-        known = (self._hosts.get(peer), *told, self._talk.seen.get(peer))
+        """What worked last, where the peer was seen, what it told: it may know no better than its loopback address."""
+        known = (self._hosts.get(peer), self._talk.seen.get(peer), *told)
         return list(dict.fromkeys(address for address in known if address))
 
     def _body(self, token: str, peer: str) -> Body | None:

@@ -11,7 +11,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-import p2pfl.model_files
 from p2pfl.errors import ModelError
 from p2pfl.layout import layout_of
 from p2pfl.learning.models import build_model
@@ -186,7 +185,7 @@ def test_a_crash_leaves_the_old_file(tmp_path: Path, moment: str, monkeypatch: p
         raise Crash
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((p2pfl.model_files.os, "fsync") if moment == "fsync" else (Path, "replace")), crash)
+        patch.setattr(os if moment == "fsync" else Path, moment, crash)
         with pytest.raises(Crash):
             write(path, mlp(2))
     assert crashed == [moment]

@@ -141,7 +141,7 @@ class _Demo:
         began = False
         rounds = int(self.settings["rounds"])
         with Watch(self.console, self.names, rounds) as watch:
-            while processes.alive:
+            while processes.alive and not failed:
                 for number, told in processes.told(0.1):
                     name = name_of[number]
                     if isinstance(told, Ended):
@@ -153,7 +153,6 @@ class _Demo:
                                 watch.say(f"{name}: {told.error}; the others go on")
                             else:
                                 failed.append(f"{name}: {told.error}" if told.kind == "died" else told.error)
-                                processes.stop()
                     elif isinstance(told, Partition):
                         self.partition[name] = told.counts
                     else:

@@ -37,9 +37,7 @@ class NamedLearning:
     def read(self) -> Data:
         """All of the data, unsplit; read once. Raises DataError."""
         if self._whole is None:
-            self._whole = load_data(
-                self.data, target=self.target, task=self.task, missing=self.missing, root=self.root
-            )
+            self._whole = load_data(self.data, target=self.target, task=self.task, missing=self.missing, root=self.root)
         return self._whole
 
     def load(self, recipe: Recipe) -> Data:

@@ -181,7 +181,7 @@ class TorchLearner:
             for inputs, targets in self._batches(round, full):
                 total += self._step(inputs, targets)
                 steps += 1
-                if stopped() or (budget_s is not None and time.perf_counter() - begun >= budget_s):
+                if stopped() or (budget_s is not None and _over(budget_s, time.perf_counter() - begun, steps)):
                     break
         if buffers is not None:
             self._check_buffers(buffers)
@@ -304,6 +304,11 @@ def _examples(source: Source, part: str) -> Dataset[Any]:
     if not _length(source):
         raise DataError(f"the {part} part has no examples")
     return source
+
+
+def _over(budget_s: float, spent_s: float, steps: int) -> bool:
+    """Whether one more step, if it takes as long as those before, would end closer to the budget's far side."""
+    return spent_s + 0.5 * spent_s / steps > budget_s
 
 
 def _length(examples: Dataset[Any]) -> int:

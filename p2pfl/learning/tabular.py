@@ -88,7 +88,8 @@ def load_table(
     else:
         if target is None or target not in frame:
             problem = "say which column to predict" if target is None else f"there is no column {target!r}"
-            raise DataError(f"{problem}; {path.name} has {', '.join(map(str, frame.columns))}: name it with --target COLUMN, or target= in Python")
+            columns = ", ".join(map(str, frame.columns))
+            raise DataError(f"{problem}; {path.name} has {columns}: name it with --target COLUMN, or target= in Python")
         frame = _complete(frame, target, missing)
         train, test = hold_back(len(frame))
         table = fit(frame, target, train, task)
