@@ -175,6 +175,7 @@ class Peer:
         self.id: PeerId = self._checkpoint.peer if self._checkpoint else new_id()
         self.seat = self._checkpoint.seat if self._checkpoint else (seat if seat is not None else name)
         self._shell: Shell | None = None
+        self._stop_asked = False
         self._core: PeerCore | None = None
         self._history: list[RoundFinished] = []
         self._state = "waiting"
@@ -210,6 +211,8 @@ class Peer:
             pool=BufferPool(),
         )
         self._shell = shell
+        if self._stop_asked:
+            shell.stop()
 
         async def first(shell: Shell) -> None:
             me = Member(
@@ -239,7 +242,10 @@ class Peer:
                 await discovery.announce(Announcement(self.id, self.network, self._announced()))
                 await asyncio.Event().wait()  # until the run is over and cancels this
 
-        outcome = await shell.run(first)
+        try:
+            outcome = await shell.run(first)
+        finally:
+            self._stop_asked = False
         if outcome.error:
             conflict = "asked for" in outcome.error or "runs with" in outcome.error
             raise (RecipeError if conflict else NetworkError)(outcome.error)
@@ -247,6 +253,7 @@ class Peer:
 
     def stop(self) -> None:
         """Leave the network in good order: a goodbye to the others, and the model as of the last whole round."""
+        self._stop_asked = True
         if self._shell is not None:
             self._shell.stop()
 

@@ -171,8 +171,10 @@ class Shell:
             task.cancel()
 
     def use(self, core: Participant) -> None:
-        """Drive this participant, before any event."""
+        """Drive this participant, before any event; a stop that came earlier is handed on."""
         self._core = core
+        if self._stopping.is_set():
+            self.handle(Stop())
 
     def stop(self) -> None:
         """Leave the network in good order; training ends after the step under way."""

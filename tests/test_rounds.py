@@ -350,7 +350,7 @@ def test_offers_of_absurd_rounds_are_kept_within_bounds() -> None:
         net.tell(net[2], net[0], msgspec.structs.replace(offers["n2", 0], round=1000 + number))
     net.run()
     assert net[0].rounds() == [0, 1, 2]
-    assert sum(map(len, net[0].core._rounds._held.values())) <= 2
+    assert sum(map(len, net[0].core._course.rounds._held.values())) <= 2
 
 
 def test_no_topology_of_that_size_falls_back_to_a_ring_and_says_so() -> None:
@@ -374,7 +374,7 @@ def test_bodies_are_dropped_two_rounds_later() -> None:
     net.run()
     for node in net.nodes:
         assert node.most_bodies <= 3
-        assert set(node.bodies) <= {f"{round}.{node.core._instance}" for round in (9, 10)}
+        assert set(node.bodies) <= {f"{round}.{node.core._course._instance}" for round in (9, 10)}
 
 
 @settings(max_examples=40, deadline=None, phases=(Phase.explicit, Phase.generate))
@@ -410,6 +410,6 @@ def test_any_order_of_delivery_ends_well(data: st.DataObject) -> None:
         assert node.most_bodies <= 4
         for mix in node.mixes.values():
             assert abs(mix.own_weight + sum(weight for weight, _ in mix.received) - 1) < 1e-12
-        if node.core._rounds is not None:
-            assert all(len(held) <= 2 for held in node.core._rounds._held.values())
+        if node.core._course.rounds is not None:
+            assert all(len(held) <= 2 for held in node.core._course.rounds._held.values())
     assert not net.living, [(node.name, node.core.state, node.core.round) for node in net.living]

@@ -57,6 +57,11 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:  # of the user's own functions, or a fault of ours: still one line
+        if debug:
+            raise
+        typer.echo(f"p2pfl: {type(error).__name__}: {error} (p2pfl --debug … shows where)", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -326,7 +326,10 @@ class HttpTransport:
             heartbeat=self._limits.heartbeat_s,
             timeout=_CLOSE_S,
         )
-        await response.prepare(request)
+        try:
+            await response.prepare(request)
+        except ConnectionError:  # the other end went while it was being answered
+            return response
         link = _SocketLink(response, request.remote or "")
         self._links.add(link)
         try:

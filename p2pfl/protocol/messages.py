@@ -157,18 +157,7 @@ class Extension(msgspec.Struct, frozen=True, tag=12):
 
 
 Message: TypeAlias = (
-    Hello
-    | Refused
-    | Ready
-    | Start
-    | Join
-    | Update
-    | Status
-    | Offer
-    | Declined
-    | SnapshotWanted
-    | Goodbye
-    | Extension
+    Hello | Refused | Ready | Start | Join | Update | Status | Offer | Declined | SnapshotWanted | Goodbye | Extension
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -38,7 +38,7 @@ class Received:
 
 @dataclass(frozen=True)
 class LinkLost:
-    """A control connection ended; `broken` is false where it was closed in good order."""
+    """A control connection ended, in good order or not; `why` says how, in words only."""
 
     link: LinkId
     why: str = ""
@@ -260,9 +260,7 @@ class Done:
     error: str = ""
 
 
-Effect: TypeAlias = (
-    Dial | Send | Close | Prepare | Train | Serve | Drop | Fetch | Mix | Save | Emit | Done
-)
+Effect: TypeAlias = Dial | Send | Close | Prepare | Train | Serve | Drop | Fetch | Mix | Save | Emit | Done
 
 
 class Participant(Protocol):

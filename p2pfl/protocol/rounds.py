@@ -7,9 +7,8 @@ neighbor without a share leaves its weight with self: rows of the mixing matrix 
 drifts a little.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median_low
 
 from p2pfl.errors import TopologyError
 from p2pfl.events import (
@@ -27,6 +26,7 @@ from p2pfl.graphs.topology import Topology
 from p2pfl.layout import Vector
 from p2pfl.protocol.membership import View
 from p2pfl.protocol.messages import Declined, Message, Offer
+from p2pfl.protocol.pace import budget_s, next_round, wait_s
 from p2pfl.protocol.participant import (
     Drop,
     Effect,
@@ -138,7 +138,7 @@ class SynchronousRound:
             effects.append(Emit(ViewTaken(peer=self._me, round=round, members=view.names, topology=topology.name)))
             if warning:
                 effects.append(Emit(Warned(peer=self._me, text=warning)))
-        budget = self._budget()
+        budget = self._budget(self._current.sources)
         self._current.reduced = budget is not None
         effects.append(Emit(StateChanged(peer=self._me, state="training", round=round)))
         effects.append(Train(round, vector, budget))
@@ -159,20 +159,10 @@ class SynchronousRound:
             # Members came or went and the recipe's topology has no form of this size: every peer falls back alike.
             return ring(nodes), f"{error}; the {nodes} peers go on as a ring"
 
-    def _budget(self) -> float | None:
-        """Seconds to train for where this peer would hold up its neighbors, else None: all steps."""
-        times = [self._train_s[peer] for peer in self._neighbors() if peer in self._train_s]
+    def _budget(self, sources: Sequence[PeerId]) -> float | None:
+        times = [self._train_s[peer] for peer in sources if peer in self._train_s]
         late, self._late_for = self._late_for, set()
-        if not times or self._own_full_s is None:
-            return None
-        typical = median_low(times)
-        if late and 2 * len(late) >= len(self._neighbors()):
-            return typical / 2  # they may wait no longer: catch up until an offer is in time, then they wait again
-        slow = self._own_full_s > max(self._rules.min_deadline_s, self._rules.patience * typical)
-        return typical if slow else None
-
-    def _neighbors(self) -> tuple[PeerId, ...]:
-        return self._current.sources if self._current else ()
+        return budget_s(self._rules, self._own_full_s, times, len(sources), len(late))
 
     # Events
 
@@ -325,11 +315,10 @@ class SynchronousRound:
             reduced=current.reduced,
         )
         effects: list[Effect] = [Emit(finished)]
-        following = current.number + 1
-        ahead = sorted(max(self._held[peer]) for peer in current.sources if self._held.get(peer))
-        if ahead and 2 * len(ahead) > len(current.sources) and median_low(ahead) > following:
-            effects.append(Emit(RoundsSkipped(peer=self._me, after=current.number, next=median_low(ahead))))
-            following = median_low(ahead)
+        ahead = [max(self._held[peer]) for peer in current.sources if self._held.get(peer)]
+        following = next_round(current.number, ahead, len(current.sources))
+        if following > current.number + 1:
+            effects.append(Emit(RoundsSkipped(peer=self._me, after=current.number, next=following)))
         effects.append(Save(following, event.vector))
         return effects + self.begin(following, event.vector, now)
 
@@ -390,13 +379,8 @@ class SynchronousRound:
         return not ahead and self._misses.get(peer, 0) < _MISSES_BEFORE_NOT_WAITED_FOR
 
     def _deadline(self, current: _Round) -> float:
-        """`patience` times the median neighbor, own training counted as one of them."""
         parties = 1 + sum(self._reachable(peer) for peer in current.sources)
-        majority = parties // 2 + 1
-        if len(current.arrivals) < majority:
-            return current.began + self._rules.max_wait_s
-        typical = sorted(current.arrivals)[majority - 1]
-        return current.began + max(self._rules.min_deadline_s, self._rules.patience * typical)
+        return current.began + wait_s(self._rules, current.arrivals, parties)
 
     # Small pieces
 

@@ -1,0 +1,131 @@
+"""Whom this peer can talk to: hellos exchanged and judged, refusals, and messages to one peer or to all."""
+
+from dataclasses import dataclass
+
+from msgspec.structs import replace
+
+from p2pfl.errors import ProtocolError
+from p2pfl.events import PeerJoined
+from p2pfl.protocol.claims import clash
+from p2pfl.protocol.links import Links
+from p2pfl.protocol.membership import Table
+from p2pfl.protocol.messages import Goodbye, Hello, Member, Message, Refused, Running, Settings
+from p2pfl.protocol.participant import Close, Effect, Emit, LinkId, Send
+from p2pfl.types import PeerId
+
+FATAL = frozenset({"duplicate seat", "duplicate identity", "no common version"})  # refusals that a person must mend
+_SURPLUS = "second connection"
+
+
+@dataclass(frozen=True)
+class Met:
+    """A peer's hello was accepted."""
+
+    link: LinkId
+    hello: Hello
+    said: Hello  # what was said to it on this connection, perhaps a while ago
+
+
+@dataclass(frozen=True)
+class Yields:
+    """This peer claims what is another's, and has to go."""
+
+    why: str
+
+
+class Contacts:
+    """The connections of one peer as effects; which there are is the business of `links`."""
+
+    def __init__(self, table: Table, links: Links, hello: Hello) -> None:
+        self._table = table
+        self._links = links
+        self._hello = hello  # what stays the same in every hello
+        self._said: dict[LinkId, Hello] = {}  # until the other end's hello comes
+
+    def opened(self, link: LinkId, dialed: str | None, round: int, running: Running | None) -> list[Effect]:
+        """Say hello first, on either end."""
+        self._links.opened(link, dialed)
+        self._said[link] = replace(
+            self._hello, me=self._table.me, round=round, running=running, members=self._table.told()
+        )
+        return [Send(link, self._said[link])]
+
+    def greet(self, link: LinkId, hello: Hello) -> tuple[list[Effect], Met | Yields | None]:
+        """Judge the other end's hello; None where it is refused, or on a connection too many."""
+        try:
+            self._links.check(hello)
+        except ProtocolError as error:
+            return self.refuse(link, error), None
+        peer, me = hello.me.peer, self._table.me
+        known = self._links.hello_of(peer) if self._links.reachable(peer) else None
+        found = clash(hello, me, self._hello.instance, known, self.connected())
+        if found is not None:
+            if found.reason == "self":
+                self._links.forget(self._links.key_of(link) or "")
+                return [Close(link, found.reason)], None
+            if found.mine:
+                return [Close(link, found.reason)], Yields(found.detail)
+            return self.refuse(link, ProtocolError(found.reason, found.detail)), None
+        said = self._said.pop(link)
+        surplus = self._links.greeted(link, hello)
+        effects: list[Effect] = [] if surplus is None else [self._leave(surplus)]
+        if surplus == link:
+            return effects, None
+        if surplus is None:
+            effects.append(Emit(PeerJoined(peer=me.peer, other=peer, name=hello.me.name, seat=hello.me.seat)))
+        return effects, Met(link, hello, said)
+
+    def refuse(self, link: LinkId, error: ProtocolError) -> list[Effect]:
+        """Close a connection and tell the other end why."""
+        detail = str(error).removeprefix(error.reason).removeprefix(": ")
+        return [Send(link, Refused(error.reason, detail[:500])), Close(link, error.reason)]
+
+    def _leave(self, link: LinkId) -> Effect:
+        """Send no more on a surplus connection; see `links`."""
+        if self._links.is_left_by_other(link):
+            return Close(link, _SURPLUS)
+        return Send(link, Refused(_SURPLUS))
+
+    def refused(self, link: LinkId, refusal: Refused) -> list[Effect]:
+        """The other end will not talk on this connection."""
+        if refusal.reason == _SURPLUS and self._links.peer_of(link) is not None:
+            return [Close(link, _SURPLUS)] if self._links.left_by_other(link) else []
+        return [Close(link, "refused")]
+
+    def lost(self, link: LinkId, now: float) -> PeerId | None:
+        """A connection ended; returns the peer that cannot be reached any more, if that was its last one."""
+        self._said.pop(link, None)
+        return self._links.lost(link, now)
+
+    def connected(self) -> list[Member]:
+        """The records of those there is a connection to, by seat."""
+        return self._table.select(lambda member: self._links.reachable(member.peer))
+
+    @property
+    def count(self) -> int:
+        """How many peers there is a connection to."""
+        return len(self._links.peers)
+
+    def reachable(self, peer: PeerId) -> bool:
+        """Whether there is a connection to a peer."""
+        return self._links.reachable(peer)
+
+    def asked_by(self, peer: PeerId) -> Settings:
+        """The settings that the user of a peer, or of this one, asked for; none where there was no hello."""
+        hello = self._hello if peer == self._table.me.peer else self._links.hello_of(peer)
+        return hello.asked if hello else {}
+
+    def send(self, peer: PeerId, message: Message) -> list[Effect]:
+        """To one peer, if there is a connection."""
+        link = self._links.link_of(peer)
+        return [] if link is None else [Send(link, message)]
+
+    def broadcast(self, message: Message, but: PeerId | None = None) -> list[Effect]:
+        """To everybody there is a connection to, except perhaps for one."""
+        return [effect for peer in self._links.peers if peer != but for effect in self.send(peer, message)]
+
+    def farewell(self) -> list[Effect]:
+        """Say goodbye to everybody and dial nobody any more."""
+        self._links.open = False
+        closed = [Close(link, "goodbye") for link in self._links.all]
+        return [*self.broadcast(Goodbye(self._table.me)), *closed]

@@ -1,0 +1,52 @@
+"""How far the other peers are, as they told: when a change of view can hold everywhere, and whom nobody waits for."""
+
+from collections.abc import Iterable, Sequence
+
+from p2pfl.protocol.messages import MAX_ROUND
+from p2pfl.types import PeerId
+
+ROUNDS_AHEAD = 2  # a change of view is announced for this many rounds after the latest round known
+
+
+class Progress:
+    """The round of each peer, and who is done."""
+
+    def __init__(self) -> None:
+        self._round_of: dict[PeerId, int] = {}
+        self._done: set[PeerId] = set()
+
+    def met(self, peer: PeerId, round: int) -> None:
+        """A peer is here, or here again; it is not done until it says so."""
+        self._done.discard(peer)
+        self._round_of[peer] = round
+
+    def told(self, peer: PeerId, round: int) -> None:
+        """A peer is in this round now, whatever was known before."""
+        self._round_of[peer] = round
+
+    def offered(self, peer: PeerId, round: int) -> None:
+        """A peer has a share of this round, so it is no earlier."""
+        self._round_of[peer] = max(self.round_of(peer), round)
+
+    def done(self, peer: PeerId) -> None:
+        """A peer needs nothing more."""
+        self._done.add(peer)
+
+    def round_of(self, peer: PeerId) -> int:
+        """The last round it told, 0 where it told none."""
+        return self._round_of.get(peer, 0)
+
+    def all_done(self, peers: Iterable[PeerId]) -> bool:
+        """Whether none of them needs anything more."""
+        return all(peer in self._done for peer in peers)
+
+
+def change_round(known: Sequence[int], own: int, *, joining: bool) -> int:
+    """The first round for which a change of view announced now can hold everywhere.
+
+    Args:
+        known: the rounds of the members that can be reached.
+        own: the round of this peer; while it is joining it counts only where nothing else is known.
+    """
+    rounds = known if joining and known else (*known, own)
+    return min(max(rounds) + ROUNDS_AHEAD, MAX_ROUND)
