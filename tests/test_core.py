@@ -88,16 +88,16 @@ def test_another_network_is_refused_and_no_seat_of_it_matters() -> None:
 
 
 @pytest.mark.parametrize("ids", [("apeer000", "bpeer000"), ("bpeer000", "apeer000")])
-def test_a_duplicate_seat_is_refused_and_the_higher_id_is_told(ids: tuple[str, str]) -> None:
+def test_of_two_with_one_seat_the_one_that_came_later_is_refused_and_told(ids: tuple[str, str]) -> None:
     net = Network(min_peers=2)
     for number, peer in enumerate(ids):
-        net.add(3, name=f"n{number}", peer=peer, wait_s=60.0)
-    net.add(0)
+        net.add(3, name=f"n{number}", peer=peer, at=1.0 * number, wait_s=60.0)
+    net.add(0, at=2.0)
     net.run()
-    loser, winner = sorted(net.nodes[:2], key=lambda node: node.peer, reverse=True)
-    assert loser.done is not None
-    assert loser.done.error == f"part 4 is taken by {winner.name} already; choose another --part"
-    assert winner.rounds() == net[2].rounds() == [0, 1, 2, 3, 4]
+    first, second, third = net.nodes
+    assert second.done is not None
+    assert second.done.error == "part 4 is taken by n0 already; choose another --part"
+    assert first.rounds() == third.rounds() == [0, 1, 2, 3, 4]
 
 
 def test_a_duplicate_seat_in_a_running_network_costs_the_newcomer() -> None:

@@ -18,21 +18,21 @@ class Clash:
     mine: bool  # whether it is this peer that yields
 
 
-def clash(hello: Hello, me: Member, instance: str, known: Hello | None, connected: Iterable[Member]) -> Clash | None:
+def clash(hello: Hello, me: Member, said: Hello, known: Hello | None, connected: Iterable[Member]) -> Clash | None:
     """What stands against the other end's claims, or None.
 
     Args:
         hello: what the other end says.
-        me: this peer's own record.
-        instance: this process.
+        me: this peer's own record, as it is now.
+        said: what this peer said on this connection.
         known: the hello of an earlier connection to that peer, if it still stands.
         connected: whom there are connections to.
     """
     newcomer = hello.me
     if newcomer.peer == me.peer:
-        if hello.instance == instance:
+        if hello.instance == said.instance:
             return Clash("self", "", mine=False)
-        mine = (me.state != "member", instance) > (newcomer.state != "member", hello.instance)
+        mine = _standing(me, said) > _standing(newcomer, hello)
         return Clash("duplicate identity", _RESUMED_TWICE, mine)
     if known is not None and known.instance != hello.instance:
         return Clash("duplicate identity", _RESUMED_TWICE, mine=False)
@@ -40,25 +40,25 @@ def clash(hello: Hello, me: Member, instance: str, known: Hello | None, connecte
         return None
     text = f"part {int(newcomer.seat) + 1} is taken by {{}} already; choose another --part"
     if seat_order(newcomer.seat) == seat_order(me.seat):
-        mine = standing(me) > standing(newcomer)
+        mine = _standing(me, said) > _standing(newcomer, hello)
         return Clash("duplicate seat", text.format(newcomer.name if mine else me.name), mine)
     holder = _holder(newcomer, connected)
     return None if holder is None else Clash("duplicate seat", text.format(holder), mine=False)
 
 
 def _holder(newcomer: Member, connected: Iterable[Member]) -> str | None:
-    """Who has the newcomer's seat and need not yield it; one who must is told by the newcomer itself."""
+    """Who takes part with the newcomer's seat; two that both wait settle it between themselves."""
     for member in connected:
         if (
             member.peer != newcomer.peer
             and seat_order(member.seat) == seat_order(newcomer.seat)
-            and member.state not in ("dead", "left")
-            and standing(member) < standing(newcomer)
+            and member.state == "member"
+            and newcomer.state != "member"
         ):
             return str(member.name)
     return None
 
 
-def standing(member: Member) -> tuple[bool, PeerId]:
-    """Of two peers with one seat the lower one keeps it: who takes part already, then the lower id."""
-    return member.state != "member", member.peer
+def _standing(member: Member, hello: Hello) -> tuple[bool, float, PeerId, str]:
+    """Of two the lower one stays: who takes part already, who came first, and if all is equal, by their ids."""
+    return member.state != "member", -hello.waited_s, member.peer, hello.instance

@@ -42,11 +42,18 @@ class Contacts:
         self._hello = hello  # what stays the same in every hello
         self._said: dict[LinkId, Hello] = {}  # until the other end's hello comes
 
-    def opened(self, link: LinkId, dialed: str | None, round: int, running: Running | None) -> list[Effect]:
+    def opened(
+        self, link: LinkId, dialed: str | None, round: int, running: Running | None, waited_s: float
+    ) -> list[Effect]:
         """Say hello first, on either end."""
         self._links.opened(link, dialed)
         self._said[link] = replace(
-            self._hello, me=self._table.me, round=round, running=running, members=self._table.told()
+            self._hello,
+            me=self._table.me,
+            round=round,
+            running=running,
+            members=self._table.told(),
+            waited_s=max(0.0, waited_s),
         )
         return [Send(link, self._said[link])]
 
@@ -58,7 +65,7 @@ class Contacts:
             return self.refuse(link, error), None
         peer, me = hello.me.peer, self._table.me
         known = self._links.hello_of(peer) if self._links.reachable(peer) else None
-        found = clash(hello, me, self._hello.instance, known, self.connected())
+        found = clash(hello, me, self._said[link], known, self.connected())
         if found is not None:
             if found.reason == "self":
                 self._links.forget(self._links.key_of(link) or "")
@@ -127,5 +134,6 @@ class Contacts:
     def farewell(self) -> list[Effect]:
         """Say goodbye to everybody and dial nobody any more."""
         self._links.open = False
-        closed = [Close(link, "goodbye") for link in self._links.all]
-        return [*self.broadcast(Goodbye(self._table.me)), *closed]
+        # Where no hello has come yet, ours is out, and the goodbye behind it is understood.
+        told: list[Effect] = [Send(link, Goodbye(self._table.me)) for link in self._links.all]
+        return [*told, *(Close(link, "goodbye") for link in self._links.all)]

@@ -6,9 +6,9 @@ From below: `links` and `claims`, `contacts`, `gossip`; beside them `lobby`, `jo
 """
 
 from collections.abc import Sequence
+from math import inf
 
 from p2pfl.errors import ProtocolError
-from p2pfl.events import Warned
 from p2pfl.layout import Vector
 from p2pfl.protocol.contacts import FATAL, Contacts, Met, Yields
 from p2pfl.protocol.course import Course
@@ -38,7 +38,6 @@ from p2pfl.protocol.participant import (
     DialFailed,
     Done,
     Effect,
-    Emit,
     Event,
     Fetched,
     FetchFailed,
@@ -73,6 +72,7 @@ class PeerCore:
         wait_s: float = 0.0,
     ) -> None:
         self._id = me.peer
+        self._began = inf  # when the first event came
         self._table = Table(me)
         self._links = Links(me.peer, network)
         hello = Hello(versions=VERSIONS, network=network, instance=instance, me=me, max_body=max_body, asked=asked)
@@ -115,6 +115,7 @@ class PeerCore:
         """Take in an event and say what to do."""
         if self._course.state == "left":
             return []
+        self._began = min(self._began, now)
         effects = self._handle(event, now)
         effects += self._deadlines(now)
         if self._course.state == "left":
@@ -145,7 +146,7 @@ class PeerCore:
             case FetchFailed() if self._course.rounds is not None:
                 return self._course.rounds.fetch_failed(event, now)
             case LinkOpened(link, dialed):
-                return self._contacts.opened(link, dialed, self._course.round, self._lobby.running)
+                return self._contacts.opened(link, dialed, self._course.round, self._lobby.running, now - self._began)
             case LinkLost(link):
                 return self._link_lost(link, now)
             case DialFailed(key, refused):
@@ -179,12 +180,12 @@ class PeerCore:
         match message:
             case Ready():
                 self._lobby.told(peer, message)
-                return self._told_of_data(peer, message.data) + self._course.settle(now)
+                return self._course.told_of_data(peer, message.data) + self._course.settle(now)
             case Start(running, init, members):
                 self._lobby.init = init
                 return self._learn(members, peer, now) + self._course.adopt(running, now)
             case Join(layout, data):
-                return self._told_of_data(peer, data) + self._course.admit(peer, layout)
+                return self._course.told_of_data(peer, data) + self._course.admit(peer, layout)
             case Update(members):
                 return self._learn(members, peer, now)
             case Status(round, finished):
@@ -272,9 +273,3 @@ class PeerCore:
         if learned.of_me:
             effects += self._course.told_of_me(learned.before, self._table.me, now)
         return effects + (self._course.neighbors_done() if learned.news else [])
-
-    def _told_of_data(self, peer: PeerId, data: str) -> list[Effect]:
-        if not self._lobby.found_same_data(peer, data):
-            return []
-        text = "trains on the same data as this peer; give each its own with --part I/N or --data"
-        return [Emit(Warned(peer=self._id, text=f"{self._gossip.name(peer)} {text}"))]

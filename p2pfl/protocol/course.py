@@ -14,7 +14,7 @@ from p2pfl.events import Finished, Started, StateChanged, Warned
 from p2pfl.layout import Vector
 from p2pfl.protocol.contacts import Contacts
 from p2pfl.protocol.gossip import Gossip
-from p2pfl.protocol.joining import Joining, fits, granted, in_the_run, timely
+from p2pfl.protocol.joining import RETRY_S, RETRY_SOON_S, Joining, fits, granted, in_the_run, timely
 from p2pfl.protocol.lobby import Beginning, Lobby, difference, ready_message
 from p2pfl.protocol.membership import Table
 from p2pfl.protocol.messages import (
@@ -126,9 +126,17 @@ class Course:
         """The model is there."""
         if not self._lobby.built(prepared):
             return []
+        effects = [effect for peer, data in self._lobby.data_of.items() for effect in self.told_of_data(peer, data)]
         if self._lobby.running is not None:
-            return self._enter(now)
-        return [*self._contacts.broadcast(ready_message(prepared)), *self.settle(now)]
+            return effects + self._enter(now)
+        return [*effects, *self._contacts.broadcast(ready_message(prepared)), *self.settle(now)]
+
+    def told_of_data(self, peer: PeerId, data: str) -> list[Effect]:
+        """Word of what another peer trains on."""
+        if not self._lobby.found_same_data(peer, data):
+            return []
+        text = "trains on the same data as this peer; give each its own with --part I/N or --data"
+        return [Emit(Warned(peer=self._id, text=f"{self._gossip.name(peer)} {text}"))]
 
     def adopt(self, running: Running, now: float) -> list[Effect]:
         """A run is on, or begins: its recipe stands."""
@@ -204,7 +212,10 @@ class Course:
         assert since is not None
         if self.rounds is not None:
             self.rounds.round = since  # offers of earlier rounds are not for this peer
-        return self._joining.ask(SnapshotWanted(since), self._could_answer(), now)
+        # At the start, others may wait like this peer, and some have the model at once: whom to ask is not known.
+        running = self._lobby.running
+        retry_s = RETRY_SOON_S if running is not None and since == running.start else RETRY_S
+        return self._joining.ask(SnapshotWanted(since), self._could_answer(), now, retry_s)
 
     def _ask_again(self, now: float) -> list[Effect]:
         since, members = self._table.me.since, self._could_answer()

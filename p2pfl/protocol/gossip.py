@@ -56,12 +56,12 @@ class Gossip:
             self._table.change(me, state=old.state, since=old.since)
         effects: list[Effect] = []
         for member in news:
-            old = before[member.peer]
             if member.peer == me:
                 continue  # below, after the others are told
             if member.state in _GONE:
                 self._suspects.pop(member.peer, None)
-                if old is not None and old.state not in _GONE:
+                known = before[member.peer]
+                if known is not None and known.state not in _GONE:
                     effects.append(self._gone(member.peer, member.state))
             elif member.addresses:
                 self._links.propose(member.peer, member.addresses, now)

@@ -11,7 +11,7 @@ from p2pfl.protocol.participant import Effect, Prepared
 from p2pfl.types import PeerId
 
 RETRY_S = 10.0  # a newcomer without an answer asks somebody else
-RETRY_ALONE_S = 1.0  # nobody could be asked
+RETRY_SOON_S = 1.0  # nobody could be asked, or perhaps somebody who waits for a snapshot like this peer
 GIVE_UP_S = 60.0  # without a connection to any member; as long as a finished one lingers
 
 
@@ -24,16 +24,17 @@ class Joining:
         self._alone_since: float | None = None  # since when no member can be reached
         self.retry_at: float | None = None  # None while there is nothing to ask for
 
-    def ask(self, question: Join | SnapshotWanted, members: Sequence[PeerId], now: float) -> list[Effect]:
+    def ask(
+        self, question: Join | SnapshotWanted, members: Sequence[PeerId], now: float, retry_s: float = RETRY_S
+    ) -> list[Effect]:
         """Ask the one who was asked the fewest times.
 
         Args:
             members: who could answer and can be reached, by seat.
         """
+        self.retry_at = now + (retry_s if members else RETRY_SOON_S)
         if not members:
-            self.retry_at = now + RETRY_ALONE_S
             return []
-        self.retry_at = now + RETRY_S
         peer = min(members, key=lambda peer: self._asked_of[peer])
         self._asked_of[peer] += 1
         return self._send(peer, question)

@@ -27,6 +27,7 @@ class Lobby:
         self._wait_until = wait_until
         self._wait_s = wait_s
         self._ready: dict[PeerId, Ready] = {}
+        self.data_of: dict[PeerId, str] = {}  # fingerprints of training data, as told
         self._same_data: set[PeerId] = set()
         self.wanted: Settings | None = None  # settings a model is being, or has been, built for
         self.prepared: Prepared | None = None
@@ -44,8 +45,9 @@ class Lobby:
         self._ready.pop(peer, None)
 
     def found_same_data(self, peer: PeerId, data: str) -> bool:
-        """Whether a peer now turns out to train on the same data; once for each."""
-        if self.prepared is None or data != self.prepared.data or peer in self._same_data:
+        """Whether a peer now turns out to train on the same data; once for each. An empty fingerprint is unknown."""
+        self.data_of[peer] = data
+        if self.prepared is None or not data or data != self.prepared.data or peer in self._same_data:
             return False
         self._same_data.add(peer)
         return True
@@ -72,16 +74,22 @@ class Lobby:
             self.wanted = settings
             return Prepare(settings)
         prepared = self.prepared
-        if prepared is None or prepared.settings != settings or present[0][0].peer != self._me:
+        if prepared is None or prepared.settings != settings:
             return None
-        model = (prepared.fingerprint, prepared.layout)
-        ready = {
-            peer: told.round
-            for peer, told in self._ready.items()
-            if reachable(peer) and (told.fingerprint, told.layout) == model
-        }
-        if 1 + len(ready) < prepared.rules.min_peers:
+        order = [member.peer for member, _ in present]
+        told = {peer: ready for peer, ready in self._ready.items() if reachable(peer) and peer in order}
+        told[self._me] = ready_message(prepared)
+        if any(peer not in told for peer in order[: order.index(self._me)]):
+            return None  # a lower seat is still building
+        groups: dict[str, list[PeerId]] = {}  # by layout, each by seat
+        for peer in order:
+            if peer in told and told[peer].fingerprint == prepared.fingerprint:
+                groups.setdefault(told[peer].layout, []).append(peer)
+        # The layout that most have is the network's; among equals, that of the lowest seat.
+        chosen = max(groups.values(), key=lambda peers: (len(peers), -order.index(peers[0])))
+        if chosen[0] != self._me or len(chosen) < prepared.rules.min_peers:
             return None
+        ready = {peer: told[peer].round for peer in chosen if peer != self._me}
         start = max([prepared.round, *ready.values()])
         self.running = Running(settings, prepared.fingerprint, prepared.layout, prepared.tensors, start)
         self.init = prepared.init

@@ -68,6 +68,7 @@ class Hello(msgspec.Struct, frozen=True, tag=1):
     round: Count = 0
     running: Running | None = None
     members: Members = ()
+    waited_s: Annotated[float, Meta(ge=0, le=1e9)] = 0.0  # since the sender came: of two with one seat the later yields
 
 
 class Refused(msgspec.Struct, frozen=True, tag=2):

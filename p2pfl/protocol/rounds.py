@@ -229,6 +229,8 @@ class SynchronousRound:
             return []
         if reason:
             effects = self._refuse(peer, offer, reason)
+            if reason == "late" and offer.round + 1 >= current.number:
+                self._misses[peer] = 0  # only just: waited for once more, it falls into step
             if reason == "view mismatch":
                 effects += self._views_differ(peer)
             if reason not in ("late", "foreign"):
