@@ -87,30 +87,43 @@ class Conversations:
         number = self._count
         self._outboxes[number] = asyncio.Queue()
         self._none.clear()
-        writer = asyncio.create_task(self._write(number, link))
-        why = ""
+        self._handle(LinkOpened(number, dialed))
+        listening = asyncio.create_task(self._listen(number, link))
+        speaking = asyncio.create_task(self._speak(number, link))
         try:
-            self._handle(LinkOpened(number, dialed))
+            await asyncio.wait({listening, speaking}, return_when=asyncio.FIRST_COMPLETED)
+            if not speaking.done():
+                self._outboxes[number].put_nowait(listening.result())
+                await asyncio.wait({speaking}, timeout=_FLUSH_S)
+        finally:
+            # Nobody listens any more while it is closed: the closing handshake then reads what is still under way. A
+            # socket closed with unread data resets the connection, and the other end would lose our last words.
+            for task in (listening, speaking):
+                task.cancel()
+            ends = await asyncio.gather(listening, speaking, return_exceptions=True)
+            why = next((end for end in ends if isinstance(end, str)), "broken")
+            self._handle(LinkLost(number, why))
+            try:
+                await link.close(why)
+            finally:
+                del self._outboxes[number]
+                if not self._outboxes:
+                    self._none.set()
+
+    async def _listen(self, number: LinkId, link: Link) -> str:
+        """Hand on what the other end says; returns why that ended."""
+        try:
             async with asyncio.timeout(_HELLO_S):
                 await self._read(number, link)
             while True:
                 await self._read(number, link)
         except TimeoutError:
-            why = "said nothing"
+            return "said nothing"
         except ProtocolError as error:
-            why = error.reason
             self._failures[error.reason] += 1
+            return error.reason
         except LinkClosed as error:
-            why = str(error)
-        finally:
-            self._outboxes[number].put_nowait(why or "left")
-            with suppress(TimeoutError, asyncio.CancelledError):
-                async with asyncio.timeout(_FLUSH_S):
-                    await asyncio.gather(writer, return_exceptions=True)
-            del self._outboxes[number]
-            if not self._outboxes:
-                self._none.set()
-            self._handle(LinkLost(number, why))
+            return str(error)
 
     async def _read(self, number: LinkId, link: Link) -> None:
         data = await link.receive()
@@ -124,13 +137,16 @@ class Conversations:
             _log.exception("a message from %s could not be handled", link.remote)
             raise ProtocolError("not understood", type(error).__name__) from error
 
-    async def _write(self, number: LinkId, link: Link) -> None:
+    async def _speak(self, number: LinkId, link: Link) -> str:
+        """Send what is in the outbox; returns why the connection is to be closed."""
         outbox = self._outboxes[number]
-        with suppress(LinkClosed):
+        try:
             while isinstance(data := await outbox.get(), bytes):
                 await link.send(data)
                 self._traffic.control_sent += len(data)
-        await link.close(data if isinstance(data, str) else "broken")
+        except LinkClosed as error:
+            return str(error)
+        return data
 
 
 def _address_seen(hello: Hello, remote: str) -> str:

@@ -483,4 +483,3 @@ class _NotYet:
 
     def next_deadline(self) -> None:
         return None
-

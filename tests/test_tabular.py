@@ -118,7 +118,9 @@ def test_missing_numbers_can_become_the_mean(tmp_path: Path) -> None:
     rows = "".join(f"{'' if i % 2 else i},{'p' if i < 5 else 'q'}\n" for i in range(10))
     data = load_data(_csv(tmp_path, "x,y\n" + rows), target="y", missing="mean")
     assert int((data.train.inputs == 0).sum() + (data.test.inputs == 0).sum()) >= 5
-    with pytest.raises(DataError, match=r"empty in 'y' \(1\); fill them, or say --missing drop \(missing= in Python\)$"):
+    with pytest.raises(
+        DataError, match=r"empty in 'y' \(1\); fill them, or say --missing drop \(missing= in Python\)$"
+    ):
         load_data(_csv(tmp_path, "x,y\n1,p\n2,q\n3,\n4,p\n5,q\n"), target="y", missing="mean")
 
 

@@ -1,6 +1,6 @@
 """Draw a run of `p2pfl demo`: who holds which digits, and how well each peer does alone and together.
 
-    python examples/demo/picture.py runs/demo-… picture.png
+python examples/demo/picture.py runs/demo-… picture.png
 """
 
 import sys

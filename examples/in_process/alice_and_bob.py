@@ -1,6 +1,6 @@
 """Alice and Bob, two peers of one process, each with a lopsided half of MNIST, learn together.
 
-    python examples/in_process/alice_and_bob.py [ROUNDS]
+python examples/in_process/alice_and_bob.py [ROUNDS]
 """
 
 import sys

@@ -1,8 +1,8 @@
 """One peer on the LAN, in Python: run it on two machines (or twice on this one), with parts 1 and 2.
 
-    python examples/lan/peer.py 1/2
-    python examples/lan/peer.py 2/2          # on the other machine
-    python examples/lan/peer.py 2/2 127.0.0.1 3     # on one machine alone: interface, rounds
+python examples/lan/peer.py 1/2
+python examples/lan/peer.py 2/2          # on the other machine
+python examples/lan/peer.py 2/2 127.0.0.1 3     # on one machine alone: interface, rounds
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Your own model, data, loss and metric: three clinics predict the course of diabetes from a CSV that none shares.
 
-    python examples/own_model/regression.py [ROUNDS]
+python examples/own_model/regression.py [ROUNDS]
 """
 
 import sys

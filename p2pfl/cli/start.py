@@ -158,9 +158,7 @@ def _again(network: str, data: str, target: str | None, part: tuple[int, int] | 
 class _Session:
     """One peer in the foreground: shows it, stops it on Ctrl-C, writes its files."""
 
-    def __init__(
-        self, console: Console, name: str, network: str, again: str, folder: Path, rounds: int | None
-    ) -> None:
+    def __init__(self, console: Console, name: str, network: str, again: str, folder: Path, rounds: int | None) -> None:
         from p2pfl.sinks import RunFiles
 
         self._console = console
