@@ -15,7 +15,7 @@ from p2pfl.protocol.participant import DialFailed, Event, LinkId, LinkLost, Link
 from p2pfl.types import PeerId
 
 _HELLO_S = 5.0  # a connection that does not introduce itself is closed
-_FLUSH_S = 1.0  # for the last messages when a connection ends
+_FLUSH_S = 0.5  # for the last messages when a connection ends
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Conversations:
         self._count = 0
         self._none = asyncio.Event()
         self._none.set()
-        self.open = True
+        self.open = True  # to new connections
         self.seen: dict[PeerId, str] = {}  # where a peer's connections come from: may work where its own word does not
 
     async def accept(self, link: Link) -> None:
@@ -61,7 +61,10 @@ class Conversations:
             except Unreachable as error:
                 refused, why = refused and error.refused, str(error)
             else:
-                await self._converse(link, key)
+                if self.open:
+                    await self._converse(link, key)
+                else:
+                    await link.close("left")
                 return
         self._handle(DialFailed(key, refused, why))
 

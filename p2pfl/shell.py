@@ -52,7 +52,7 @@ from p2pfl.protocol.participant import (
 )
 from p2pfl.types import PeerId
 
-_FLUSH_S = 1.0  # for the last messages when leaving
+_FLUSH_S = 0.75  # for the last messages when leaving
 _CHECKED_INLINE = 1 << 18  # elements whose finite check is not worth a change of thread
 _T = TypeVar("_T")
 
@@ -224,6 +224,7 @@ class Shell:
             case Save():
                 self._spawn(self._save(effect))
             case Done():
+                self._talk.open = False
                 if self._done is not None and not self._done.done():
                     self._done.set_result(effect)
 

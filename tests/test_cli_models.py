@@ -22,8 +22,8 @@ from p2pfl.layout import layout_of
 from p2pfl.learning.data import Data, load_data
 from p2pfl.learning.examples import hold_back
 from p2pfl.learning.models import build_model
-from p2pfl.model_files import ModelFacts, save_model
 from p2pfl.local import LocalNetwork
+from p2pfl.model_files import ModelFacts, save_model
 from p2pfl.peer import Result
 
 Run = Callable[..., tuple[int, str, str]]

@@ -34,7 +34,7 @@ from p2pfl.network.transport import Body, Link, Service
 DEFAULT_PORT = 7470
 _PORTS_TRIED = 30
 _LARGE = 4 << 20  # bytes from which a body is worth a connection of its own, taken in without a copy
-_CLOSE_S = 1.0  # for the other end's answer when a control connection closes
+_CLOSE_S = 0.5  # for the other end's answer when a control connection closes
 _SHUTDOWN_S = 0.25  # for requests under way when leaving
 _MAX_STATUS = 1 << 16
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
