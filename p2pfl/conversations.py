@@ -45,7 +45,9 @@ class Conversations:
         self._none = asyncio.Event()
         self._none.set()
         self.open = True  # to new connections
-        self.seen: dict[PeerId, str] = {}  # where a peer's connections come from: may work where its own word does not
+        # Where a connected peer's first connection comes from: that may work where its own word does not.
+        self.seen: dict[PeerId, str] = {}
+        self._saw: dict[LinkId, PeerId] = {}
 
     async def accept(self, link: Link) -> None:
         """Live as long as a connection that somebody else opened."""
@@ -110,6 +112,7 @@ class Conversations:
                 await link.close(why)
             finally:
                 del self._outboxes[number]
+                self.seen.pop(self._saw.pop(number, ""), None)
                 if not self._outboxes:
                     self._none.set()
 
@@ -132,8 +135,9 @@ class Conversations:
         data = await link.receive()
         self._traffic.control_received += len(data)
         message = decode(data)
-        if isinstance(message, Hello):
+        if isinstance(message, Hello) and message.me.peer not in self.seen:
             self.seen[message.me.peer] = _address_seen(message, link.remote)
+            self._saw[number] = message.me.peer
         try:
             self._handle(Received(number, message))
         except Exception as error:  # a fault of ours on another peer's word costs that connection, not this peer

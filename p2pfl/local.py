@@ -13,6 +13,8 @@ from p2pfl.network.memory import MemoryNetwork
 from p2pfl.peer import Build, Peer, Result, run_sync
 from p2pfl.types import Setting
 
+_PATIENT_S = 86_400.0
+
 
 class LocalNetwork:
     """Named peers inside one process: the code of live peers, without sockets; for notebooks, tests and studies."""
@@ -23,6 +25,7 @@ class LocalNetwork:
         self._sinks = sinks
         self._memory = MemoryNetwork()
         self._lan = MemoryLan()
+        self._modules: list[object] = []
         self.peers: dict[str, Peer] = {}
 
     def add(self, name: str, model: nn.Module | Build, train: Source, test: Source | None = None, **more: Any) -> Peer:
@@ -33,7 +36,11 @@ class LocalNetwork:
         """
         if name in self.peers:
             raise UsageError(f"there is a peer {name!r} already; give another name")
-        asked = {**self._asked, **more}
+        if isinstance(model, nn.Module) and any(model is other for other in self._modules):
+            raise UsageError(f"{name!r} shares its module with another peer; make one for each, or copy.deepcopy it")
+        self._modules.append(model)
+        # Peers of one process train in turn: one that waits for its turn is not slow.
+        asked = {"min_deadline_s": _PATIENT_S, "max_wait_s": _PATIENT_S, **self._asked, **more}
         peer = Peer(
             name,
             model,
@@ -62,6 +69,9 @@ class LocalNetwork:
             raise UsageError("the network has no peers: add some first")
         for peer in self.peers.values():
             peer.ask(min_peers=len(self.peers))
-        async with asyncio.TaskGroup() as group:
-            tasks = {name: group.create_task(peer.run(rounds)) for name, peer in self.peers.items()}
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = {name: group.create_task(peer.run(rounds)) for name, peer in self.peers.items()}
+        except BaseExceptionGroup as failed:
+            raise failed.exceptions[0] from None
         return {name: task.result() for name, task in tasks.items()}

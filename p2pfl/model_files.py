@@ -42,7 +42,7 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     network: str
     incarnation: int
     round: int
-    fingerprint: str  # of the recipe
+    settings: dict[str, str | int | float | bool]  # what the network had been asked for
 
 
 def save_model(path: Path, vector: Vector, layout: Layout, facts: msgspec.Struct) -> None:

@@ -47,7 +47,7 @@ from p2pfl.protocol.membership import display_names
 from p2pfl.protocol.messages import Member, Settings
 from p2pfl.protocol.participant import Found as FoundEvent
 from p2pfl.protocol.participant import Prepared, Rules, Tick
-from p2pfl.recipe import Asked, Recipe, recipe_of
+from p2pfl.recipe import PACE, Asked, Recipe, complaint, recipe_of
 from p2pfl.shell import Outcome, Shell
 from p2pfl.sinks import tee
 from p2pfl.types import PeerId, Setting
@@ -176,10 +176,12 @@ class Peer:
         self.seat = self._checkpoint.seat if self._checkpoint else (seat if seat is not None else name)
         self._shell: Shell | None = None
         self._stop_asked = False
+        self._ended = False
         self._core: PeerCore | None = None
         self._history: list[RoundFinished] = []
         self._state = "waiting"
         self._recipe: Recipe | None = None
+        self._settings: dict[str, Setting] = {}  # of the network
 
     def run_sync(self, rounds: int | None = None) -> Result:
         """`run`, for programs and notebooks without async code of their own."""
@@ -196,7 +198,8 @@ class Peer:
             NetworkError: the port is taken, or nobody was found in time.
             TrainingError: the loss is not finite.
         """
-        asked = dict(self._asked) if rounds is None else {**self._asked, "rounds": rounds}
+        firm = dict(self._asked) if rounds is None else {**self._asked, "rounds": rounds}
+        asked = firm if self._checkpoint is None else self._resumed(self._checkpoint, firm)
         recipe_of(asked)
         self._history.clear()
         instance = new_id()
@@ -210,7 +213,7 @@ class Peer:
             checkpoints=self if self._out is not None else None,
             pool=BufferPool(),
         )
-        self._shell = shell
+        self._shell, self._ended = shell, False
         if self._stop_asked:
             shell.stop()
 
@@ -232,6 +235,8 @@ class Peer:
                 max_body=_MAX_BODY,
                 wait_until=wait_until,
                 wait_s=self._wait_s or 0.0,
+                complaint=complaint,
+                firm=firm,
             )
             shell.use(self._core)
             shell.emit(Listening(peer=self.id, name=self.name, seat=self.seat, addresses=me.addresses))
@@ -245,16 +250,20 @@ class Peer:
         try:
             outcome = await shell.run(first)
         finally:
-            self._stop_asked = False
+            self._shell, self._stop_asked, self._ended = None, False, True
         if outcome.error:
             conflict = "asked for" in outcome.error or "runs with" in outcome.error
             raise (RecipeError if conflict else NetworkError)(outcome.error)
         return self._result(shell, outcome)
 
     def stop(self) -> None:
-        """Leave the network in good order: a goodbye to the others, and the model as of the last whole round."""
-        self._stop_asked = True
-        if self._shell is not None:
+        """Leave the network in good order: a goodbye to the others, and the model as of the last whole round.
+
+        Not from another thread than the run's event loop: `loop.call_soon_threadsafe(peer.stop)` is for that.
+        """
+        if self._shell is None:
+            self._stop_asked = not self._ended  # before the run: it ends as it begins
+        else:
             self._shell.stop()
 
     @property
@@ -293,7 +302,7 @@ class Peer:
             network=self.network,
             incarnation=me.incarnation if me else 0,
             round=round,
-            fingerprint=recipe.fingerprint,
+            settings=dict(self._settings),
         )
         save_model(self._checkpoint_path, vector, shell.learner.layout, checkpoint)
 
@@ -316,6 +325,18 @@ class Peer:
         if checkpoint.network != self.network:
             raise UsageError(f"the checkpoint is of network {checkpoint.network!r}: use --network {checkpoint.network}")
         return checkpoint
+
+    def _resumed(self, checkpoint: Checkpoint, asked: dict[str, Setting]) -> dict[str, Setting]:
+        """The settings of the run that goes on; only how long and how patiently may be asked for anew."""
+        settings: dict[str, Setting] = {**checkpoint.settings, **asked}
+        before, after = recipe_of(checkpoint.settings), recipe_of(settings)
+        if before.lineage != after.lineage:
+            key = next(key for key in asked if key not in PACE and getattr(before, key) != asked[key])
+            raise RecipeError(
+                f"the run in {self._out} has {key}={getattr(before, key)}, you asked for {key}={asked[key]}; "
+                f"leave out --{key.replace('_', '-')}, or start without --resume"
+            )
+        return settings
 
     # Pieces of a run
 
@@ -346,7 +367,7 @@ class Peer:
             )
         else:
             learner = self._model(recipe)
-        self._recipe = recipe
+        self._recipe, self._settings = recipe, dict(settings)
         vector, round = self._initial(learner, recipe)
         return Prepared(
             settings=settings,
@@ -369,7 +390,11 @@ class Peer:
         ), learner
 
     def _initial(self, learner: Learner, recipe: Recipe) -> tuple[Vector, int]:
-        if self._checkpoint is not None and self._checkpoint.fingerprint == recipe.fingerprint:
+        if self._checkpoint is not None:
+            if recipe_of(self._checkpoint.settings).lineage != recipe.lineage:
+                raise RecipeError(
+                    "the network's recipe is not the one of the checkpoint; start without --resume, in a new --out"
+                )
             vector, round = read_vector(self._checkpoint_path, learner.layout), self._checkpoint.round
         elif self._init is not None:
             vector, round = read_vector(self._init, learner.layout), 0

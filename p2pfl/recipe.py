@@ -9,13 +9,15 @@ from typing import Annotated, Any, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from p2pfl.errors import RecipeError
+from p2pfl.errors import RecipeError, UsageError
 from p2pfl.graphs import named
 from p2pfl.graphs.named import build
 from p2pfl.graphs.topology import Topology
 from p2pfl.topology_files import load_topology
 from p2pfl.types import Setting
 
+# How long and how patiently a run goes on: a model can be trained further under other values of these.
+PACE: Mapping[str, Any] = {"rounds": 0, "min_peers": 1, "patience": 1.0, "min_deadline_s": 1.0, "max_wait_s": 1.0}
 LONGEST_TEXT = 1 << 14  # characters of a setting, as the hello takes them
 
 _MOST = 1 << 31  # of anything that is counted
@@ -44,6 +46,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def fingerprint(self) -> str:
         """Equal for equal recipes, on every machine."""
         return hashlib.blake2b(msgspec.json.encode(self, order="sorted"), digest_size=16).hexdigest()
+
+    @property
+    def lineage(self) -> str:
+        """Equal for recipes under which a model can go on training: all but how long and how patiently."""
+        return msgspec.structs.replace(self, **PACE).fingerprint
 
     def build_topology(self, nodes: int) -> Topology:
         """The topology for a number of members. Raises TopologyError where it has no such form."""
@@ -92,6 +99,17 @@ def recipe_of(settings: Mapping[str, Any]) -> Recipe:
         if isinstance(value, float) and not math.isfinite(value):
             raise RecipeError(f"{name}: expected a finite number, got {value!r}")
     return recipe
+
+
+def complaint(settings: Mapping[str, Any]) -> str:
+    """What is wrong with settings that somebody else tells, empty where a recipe can have them."""
+    try:
+        topology = recipe_of(settings).topology
+        if parse_name(topology) not in named.NAMES:
+            return f"there is no topology {topology!r}"
+    except UsageError as error:
+        return str(error)
+    return ""
 
 
 def travelling(topology: str) -> str:

@@ -27,6 +27,7 @@ from p2pfl.network.buffers import BufferPool
 from p2pfl.network.transport import Body, Service, Transport, body_of
 from p2pfl.protocol.messages import Settings
 from p2pfl.protocol.participant import (
+    Abandon,
     Close,
     Dial,
     Done,
@@ -113,7 +114,8 @@ class Shell:
         self._loaded: Vector | None = None  # what the learner holds, if nothing was trained since
         self._talk = Conversations(transport, self.handle, self.traffic, self.failures)
         self._hosts: dict[PeerId, str] = {}  # the address at which a peer's last body came
-        self._served: dict[str, tuple[int, Vector]] = {}
+        self._served: dict[str, Serve] = {}
+        self._fetches: dict[tuple[PeerId, str], asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = threading.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="p2pfl-worker")
@@ -187,8 +189,23 @@ class Shell:
             return
         now = time.monotonic()
         for effect in self._core.handle(event, now):
-            self._carry_out(effect)
+            try:
+                self._carry_out(effect)
+            except Exception as error:  # a sink's, or of ours: it ends the run, but never half of what is to be done
+                self._fail(error)
         self._wake_at(self._core.next_deadline())
+
+    def _tick(self) -> None:
+        try:
+            self.handle(Tick())
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        """End the run with this error, after a goodbye to the others."""
+        if self._error is None:
+            self._error = error
+            self._loop.call_soon(self.stop)
 
     def _wake_at(self, deadline: float | None) -> None:
         if self._timer is not None:
@@ -196,7 +213,7 @@ class Shell:
             self._timer = None
         if deadline is not None and self._group is not None:
             delay = max(0.0, deadline - time.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(delay, self.handle, Tick())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
@@ -211,12 +228,18 @@ class Shell:
                 self._spawn(self._train(effect))
             case Mix():
                 self._spawn(self._mix(effect))
-            case Serve(token, vector):
-                self._served[token] = (self._round_of(token), vector)
+            case Serve():
+                self._served[effect.token] = effect
             case Drop(token):
                 self._served.pop(token, None)
-            case Fetch():
-                self._spawn(self._fetch(effect))
+            case Fetch(peer, _, offer):
+                task = self._spawn(self._fetch(effect))
+                if task is not None:
+                    self._fetches[peer, offer.token] = task
+                    task.add_done_callback(lambda _: self._fetches.pop((peer, offer.token), None))
+            case Abandon(peer, token):
+                if (peer, token) in self._fetches:
+                    self._fetches[peer, token].cancel()
             case Dial(key, addresses):
                 self._spawn(self._talk.dial(key, self._addresses(key, addresses)))
             case Prepare(settings):
@@ -377,13 +400,14 @@ class Shell:
         served = self._served.get(token)
         if served is None or self.learner is None:
             return None
-        header, vector = self.learner.layout.header, served[1]
+        header, vector = self.learner.layout.header, served.vector
         return body_of(memoryview(header), vector.numpy().view("uint8").data)
 
     def _sent(self, token: str, peer: str, size: int) -> None:
         self.traffic.sent += size
-        if token in self._served and not token.startswith("snapshot"):
-            self.emit(ShareSent(peer=self._me, round=self._served[token][0], other=peer, bytes=size))
+        served = self._served.get(token)
+        if served is not None and peer in served.targets:
+            self.emit(ShareSent(peer=self._me, round=self._round_of(token), other=peer, bytes=size))
 
     @staticmethod
     def _round_of(token: str) -> int:
@@ -391,22 +415,21 @@ class Shell:
 
     # Tasks
 
-    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+    def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None] | None:
         if self._group is None:
             work.close()
-            return
+            return None
         task = self._group.create_task(self._guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _guarded(self, work: Coroutine[object, object, None]) -> None:
         """An error of training or of the user's own code ends the run, after a goodbye to the others."""
         try:
             await work
         except Exception as error:
-            if self._error is None:
-                self._error = error
-            self.stop()
+            self._fail(error)
 
 
 async def _await(work: Awaitable[None]) -> None:

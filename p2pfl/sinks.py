@@ -22,6 +22,7 @@ from p2pfl.events import (
 )
 from p2pfl.recipe import recipe_of, to_toml
 
+_EDGES_REMEMBERED = 1 << 16  # both ends of a share tell of it about the same time: old rounds need no memory
 METRICS = (
     "round",
     "step",
@@ -97,7 +98,7 @@ class RunFiles:
             opened.pop_all()
         self._events, self._metrics, self._edges = events, metrics, edges
         if edges.tell() == 0:
-            edges.write("round,from,to,bytes\n")
+            csv.writer(edges).writerow(("round", "from", "to", "bytes"))
 
     def close(self) -> None:
         """Finish the files. A run that never began leaves none, so that its folder can be used for the next try."""
@@ -178,7 +179,9 @@ class RunFiles:
         key = (round, sender, receiver)
         if key not in self._seen_edges and self._edges is not None:
             self._seen_edges.add(key)
-            self._edges.write(f"{round},{self.name(sender)},{self.name(receiver)},{size}\n")
+            csv.writer(self._edges).writerow((round, self.name(sender), self.name(receiver), size))
+            if len(self._seen_edges) > _EDGES_REMEMBERED:
+                self._seen_edges = {seen for seen in self._seen_edges if seen[0] >= round - 1}
 
     def _row(self, event: RoundFinished) -> None:
         assert self._metrics is not None

@@ -16,11 +16,11 @@ def test_of_two_wishes_the_lower_seats_stands() -> None:
     asked: list[tuple[str, dict[str, Setting]]] = [("ann", {"lr": 0.1}), ("bob", {"lr": 0.2, "rounds": 3})]
     assert agree(asked) == {"lr": 0.1, "rounds": 3}
     assert conflict(asked[0][1], agree(asked), asked) is None
-    assert conflict(asked[1][1], agree(asked), asked) == Conflict("lr", 0.1, "ann", 0.2)
+    assert conflict(asked[1][1], agree(asked), asked) == Conflict("lr", 0.1, "ann", "lr", 0.2)
 
 
 def test_a_conflict_names_both_values_and_the_mend() -> None:
-    assert str(Conflict("batch_size", 32, "ann", 64)) == (
+    assert str(Conflict("batch_size", 32, "ann", "batch_size", 64)) == (
         "ann asked for batch_size=32, you asked for batch_size=64; leave out --batch-size, or choose another --network"
     )
     found = conflict({"rounds": 2}, {"rounds": 3}, [])

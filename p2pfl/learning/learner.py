@@ -167,17 +167,23 @@ class TorchLearner:
             TrainingError: the loss is not finite.
             ModelError: a buffer of the module changed in training.
         """
-        begun = time.perf_counter()
         if self._train is None:
             return Training(0, 0, None, 0.0)
+        with GENERATOR:  # waiting for others of this process is no part of training: the clock starts behind it
+            return self._train_round(self._train, round, budget_s, stopped)
+
+    def _train_round(
+        self, examples: Dataset[Any], round: int, budget_s: float | None, stopped: Callable[[], bool]
+    ) -> Training:
+        begun = time.perf_counter()
         self._follow_schedule(round)
-        per_epoch = -(-_length(self._train) // self._batch_size)
+        per_epoch = -(-_length(examples) // self._batch_size)
         full = self._steps if self._steps is not None else self._epochs * per_epoch
         total = torch.zeros((), dtype=self.layout.torch_dtype, device=self._device)
         steps = 0
         buffers = self._float_buffers() if self._constant_buffers is None else None
         self.model.train()
-        with GENERATOR, _seeded(random_key(self._seed, "training", self._seat, round), self._device):
+        with _seeded(random_key(self._seed, "training", self._seat, round), self._device):
             for inputs, targets in self._batches(round, full):
                 total += self._step(inputs, targets)
                 steps += 1

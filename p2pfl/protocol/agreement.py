@@ -5,20 +5,24 @@ from dataclasses import dataclass
 
 from p2pfl.types import Setting
 
+# Two ways to say one thing: who asks for one has also answered for the other.
+_RIVALS: Mapping[str, str] = {"epochs": "steps", "steps": "epochs"}
+
 
 @dataclass(frozen=True)
 class Conflict:
-    """Two users asked for different values of one setting."""
+    """Two users asked for different values of one setting, or of two that exclude each other."""
 
     setting: str
     stands: Setting
     by: str  # the name of who asked for what stands
+    asked: str
     mine: Setting
 
     def __str__(self) -> str:
         return (
-            f"{self.by} asked for {self.setting}={self.stands}, you asked for {self.setting}={self.mine}; "
-            f"leave out --{self.setting.replace('_', '-')}, or choose another --network"
+            f"{self.by} asked for {self.setting}={self.stands}, you asked for {self.asked}={self.mine}; "
+            f"leave out --{self.asked.replace('_', '-')}, or choose another --network"
         )
 
 
@@ -34,7 +38,8 @@ def agree(asked: Iterable[tuple[str, Mapping[str, Setting]]]) -> dict[str, Setti
     settings: dict[str, Setting] = {}
     for _, wishes in asked:
         for key in sorted(wishes):
-            settings.setdefault(key, wishes[key])
+            if _RIVALS.get(key) not in settings:
+                settings.setdefault(key, wishes[key])
     return dict(sorted(settings.items()))
 
 
@@ -42,8 +47,10 @@ def conflict(
     mine: Mapping[str, Setting], stands: Mapping[str, Setting], asked: Iterable[tuple[str, Mapping[str, Setting]]]
 ) -> Conflict | None:
     """The first of my wishes that does not stand, or None."""
+    asked = list(asked)
     for key in sorted(mine):
-        if key in stands and stands[key] != mine[key]:
-            by = next((name for name, wishes in asked if wishes.get(key) == stands[key]), "the network")
-            return Conflict(key, stands[key], by, mine[key])
+        setting = key if key in stands else _RIVALS.get(key, key)
+        if setting in stands and (setting, stands[setting]) != (key, mine[key]):
+            by = next((name for name, wishes in asked if wishes.get(setting) == stands[setting]), "the network")
+            return Conflict(setting, stands[setting], by, key, mine[key])
     return None

@@ -1,5 +1,6 @@
 """Whom this peer can talk to: hellos exchanged and judged, refusals, and messages to one peer or to all."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -36,10 +37,11 @@ class Yields:
 class Contacts:
     """The connections of one peer as effects; which there are is the business of `links`."""
 
-    def __init__(self, table: Table, links: Links, hello: Hello) -> None:
+    def __init__(self, table: Table, links: Links, hello: Hello, complaint: Callable[[Settings], str]) -> None:
         self._table = table
         self._links = links
         self._hello = hello  # what stays the same in every hello
+        self._complaint = complaint
         self._said: dict[LinkId, Hello] = {}  # until the other end's hello comes
 
     def opened(
@@ -61,6 +63,8 @@ class Contacts:
         """Judge the other end's hello; None where it is refused, or on a connection too many."""
         try:
             self._links.check(hello)
+            self.check(hello.asked)
+            self.check(hello.running.settings if hello.running is not None else {})
         except ProtocolError as error:
             return self.refuse(link, error), None
         peer, me = hello.me.peer, self._table.me
@@ -81,6 +85,12 @@ class Contacts:
         if surplus is None:
             effects.append(Emit(PeerJoined(peer=me.peer, other=peer, name=hello.me.name, seat=hello.me.seat)))
         return effects, Met(link, hello, said)
+
+    def check(self, settings: Settings) -> None:
+        """Raise ProtocolError where no recipe has such settings."""
+        complaint = self._complaint(settings)
+        if complaint:
+            raise ProtocolError("impossible settings", complaint)
 
     def refuse(self, link: LinkId, error: ProtocolError) -> list[Effect]:
         """Close a connection and tell the other end why."""

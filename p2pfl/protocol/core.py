@@ -5,7 +5,7 @@ From below: `links` and `claims`, `contacts`, `gossip`; beside them `lobby`, `jo
 `course` leads through. Each owns what it keeps and none knows those above it. Sans I/O: see `participant`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import inf
 
 from p2pfl.errors import ProtocolError
@@ -70,16 +70,25 @@ class PeerCore:
         max_body: int,
         wait_until: float | None = None,
         wait_s: float = 0.0,
+        complaint: Callable[[Settings], str] = lambda settings: "",
+        firm: Settings | None = None,
     ) -> None:
+        """Begin in the lobby.
+
+        Args:
+            asked: settings this peer proposes, where nobody of a lower seat does.
+            firm: those of them that its user asked for now: it stops where another value stands. All, unless given.
+            complaint: what is wrong with settings that another peer tells, empty where a recipe can have them.
+        """
         self._id = me.peer
         self._began = inf  # when the first event came
         self._table = Table(me)
         self._links = Links(me.peer, network)
         hello = Hello(versions=VERSIONS, network=network, instance=instance, me=me, max_body=max_body, asked=asked)
-        self._contacts = Contacts(self._table, self._links, hello)
+        self._contacts = Contacts(self._table, self._links, hello, complaint)
         self._gossip = Gossip(self._table, self._links, self._contacts)
         self._progress = Progress()
-        self._lobby = Lobby(me.peer, network, asked, wait_until, wait_s)
+        self._lobby = Lobby(me.peer, network, asked if firm is None else firm, wait_until, wait_s)
         self._course = Course(instance, self._table, self._contacts, self._gossip, self._progress, self._lobby)
 
     # What a driver may ask
@@ -182,6 +191,10 @@ class PeerCore:
                 self._lobby.told(peer, message)
                 return self._course.told_of_data(peer, message.data) + self._course.settle(now)
             case Start(running, init, members):
+                try:
+                    self._contacts.check(running.settings)
+                except ProtocolError as error:
+                    return self._contacts.refuse(link, error)
                 self._lobby.init = init
                 return self._learn(members, peer, now) + self._course.adopt(running, now)
             case Join(layout, data):

@@ -120,7 +120,8 @@ class Course:
                 start = Start(running, self._lobby.init, members)
                 return [*self._contacts.broadcast(start), *self._enter(now)]
             case None:
-                return []
+                text = self._lobby.differing(len(present))
+                return [Emit(Warned(peer=self._id, text=text))] if text else []
 
     def built(self, prepared: Prepared, now: float) -> list[Effect]:
         """The model is there."""

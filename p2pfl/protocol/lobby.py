@@ -31,6 +31,7 @@ class Lobby:
         self._same_data: set[PeerId] = set()
         self.wanted: Settings | None = None  # settings a model is being, or has been, built for
         self.prepared: Prepared | None = None
+        self._told_of_difference = False
         self.running: Running | None = None
         self.init = ""  # digest of the model that the run begins with
 
@@ -95,6 +96,21 @@ class Lobby:
         self.init = prepared.init
         return Beginning(self.running, frozenset({self._me, *ready}))
 
+    def differing(self, present: int) -> str:
+        """What keeps enough peers from beginning together, for the person to read, once: their models differ."""
+        prepared = self.prepared
+        if prepared is None or self._told_of_difference or len(self._ready) + 1 < present:
+            return ""
+        alike = 1 + sum(ready.layout == prepared.layout for ready in self._ready.values())
+        other = next((ready for ready in self._ready.values() if ready.layout != prepared.layout), None)
+        if other is None or present < prepared.rules.min_peers or alike >= prepared.rules.min_peers:
+            return ""
+        self._told_of_difference = True
+        return (
+            f"the peers here have different models ({difference(prepared.tensors, other.tensors, 'another peer')}): "
+            f"{prepared.rules.min_peers} of one model are needed to begin"
+        )
+
     def built(self, prepared: Prepared) -> bool:
         """Take a model; returns whether it is still for the settings wanted."""
         if prepared.settings != self.wanted:
@@ -139,7 +155,7 @@ def ready_message(prepared: Prepared) -> Ready:
     return Ready(prepared.fingerprint, prepared.layout, prepared.tensors, prepared.data, prepared.round)
 
 
-def difference(mine: Sequence[str], theirs: Sequence[str]) -> str:
+def difference(mine: Sequence[str], theirs: Sequence[str], whose: str = "the network") -> str:
     """What tells this peer's tensors from the network's, for a person to read."""
     pairs = [(a, b) for a, b in zip(mine, theirs, strict=False) if a != b]
-    return f"this peer's {pairs[0][0]}, the network's {pairs[0][1]}" if pairs else "the number of tensors"
+    return f"this peer's {pairs[0][0]}, {whose}'s {pairs[0][1]}" if pairs else "the number of tensors"

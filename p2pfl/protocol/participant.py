@@ -208,6 +208,7 @@ class Serve:
 
     token: str
     vector: Vector
+    targets: tuple[PeerId, ...] = ()  # for whom it is a share; others may fetch it, and that counts as no edge
 
 
 @dataclass(frozen=True)
@@ -224,6 +225,14 @@ class Fetch:
     peer: PeerId
     addresses: tuple[str, ...]
     offer: Offer
+
+
+@dataclass(frozen=True)
+class Abandon:
+    """Give up a fetch that is under way: it came too late. No answer is due."""
+
+    peer: PeerId
+    token: str
 
 
 @dataclass(frozen=True)
@@ -260,7 +269,7 @@ class Done:
     error: str = ""
 
 
-Effect: TypeAlias = Dial | Send | Close | Prepare | Train | Serve | Drop | Fetch | Mix | Save | Emit | Done
+Effect: TypeAlias = Dial | Send | Close | Prepare | Train | Serve | Drop | Fetch | Abandon | Mix | Save | Emit | Done
 
 
 class Participant(Protocol):

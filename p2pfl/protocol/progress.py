@@ -1,6 +1,7 @@
 """How far the other peers are, as they told: when a change of view can hold everywhere, and whom nobody waits for."""
 
 from collections.abc import Iterable, Sequence
+from statistics import median_low
 
 from p2pfl.protocol.messages import MAX_ROUND
 from p2pfl.types import PeerId
@@ -44,9 +45,13 @@ class Progress:
 def change_round(known: Sequence[int], own: int, *, joining: bool) -> int:
     """The first round for which a change of view announced now can hold everywhere.
 
+    Neighbors are at most one round apart, so members at most as many as there are: what is told beyond is not believed.
+
     Args:
         known: the rounds of the members that can be reached.
         own: the round of this peer; while it is joining it counts only where nothing else is known.
     """
-    rounds = known if joining and known else (*known, own)
-    return min(max(rounds) + ROUNDS_AHEAD, MAX_ROUND)
+    if joining and known:
+        own = median_low(known)
+    latest = max((*known, own))
+    return min(min(latest, own + len(known) + 1) + ROUNDS_AHEAD, MAX_ROUND)

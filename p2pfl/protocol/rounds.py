@@ -10,7 +10,7 @@ drifts a little.
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from p2pfl.errors import TopologyError
+from p2pfl.errors import UsageError
 from p2pfl.events import (
     RoundFinished,
     RoundsSkipped,
@@ -28,6 +28,7 @@ from p2pfl.protocol.membership import View
 from p2pfl.protocol.messages import Declined, Message, Offer
 from p2pfl.protocol.pace import budget_s, next_round, wait_s
 from p2pfl.protocol.participant import (
+    Abandon,
     Drop,
     Effect,
     Emit,
@@ -45,6 +46,7 @@ from p2pfl.protocol.participant import (
 from p2pfl.types import PeerId
 
 _MISSES_BEFORE_NOT_WAITED_FOR = 2
+_ROUNDS_BETWEEN_TRIES = 8
 _FETCH_TRIES = 3
 
 
@@ -155,7 +157,7 @@ class SynchronousRound:
     def _topology(self, nodes: int) -> tuple[Topology, str]:
         try:
             return self._rules.topology(nodes), ""
-        except TopologyError as error:
+        except UsageError as error:
             # Members came or went and the recipe's topology has no form of this size: every peer falls back alike.
             return ring(nodes), f"{error}; the {nodes} peers go on as a ring"
 
@@ -190,7 +192,7 @@ class SynchronousRound:
         )
         self._last_offers = {peer: (*self._last_offers.get(peer, ())[-1:], offer) for peer in current.targets}
         effects: list[Effect] = [
-            Serve(token, event.vector),
+            Serve(token, event.vector, current.targets),
             Emit(StateChanged(peer=self._me, state="gathering", round=current.number)),
         ]
         for peer in current.targets:
@@ -219,6 +221,9 @@ class SynchronousRound:
         if self.finished or (current is None and offer.round < self.round):
             return self._refuse(peer, offer, "late")
         if current is None or offer.round > current.number:
+            reason = self._mismatch(offer)
+            if reason:
+                return self._refuse(peer, offer, reason)
             held = self._held.setdefault(peer, {})
             held[offer.round] = offer
             for stale in sorted(held)[:-2]:
@@ -238,22 +243,28 @@ class SynchronousRound:
             return effects + self.advance(now)
         current.offers[peer] = offer
         self._train_s[peer] = offer.train_s
-        self._misses[peer] = 0
         effects = []
         if all(target in current.offers for target in current.targets):
             # Who offers this round is done with the last: its share makes room before the next one comes.
             effects = self._forget_served(before=current.number, snapshots=False)
         return [*effects, self._fetch(current, peer, offer)]
 
+    def _mismatch(self, offer: Offer) -> str:
+        """Why an offer of any round is none of this network's models, empty where it may be."""
+        if offer.layout != self._prepared.layout:
+            return "schema mismatch"
+        if offer.recipe != self._prepared.fingerprint:
+            return "recipe mismatch"
+        return "" if offer.bytes == self._prepared.bytes else "wrong size"
+
     def _objection(self, current: _Round, peer: PeerId, offer: Offer) -> str:
         """Why an offer for no later round than this one cannot count, empty where it can."""
         known = current.offers.get(peer)
         if known == offer:
             return "duplicate"
-        if offer.layout != self._prepared.layout:
-            return "schema mismatch"
-        if offer.recipe != self._prepared.fingerprint:
-            return "recipe mismatch"
+        mismatch = self._mismatch(offer)
+        if mismatch in ("schema mismatch", "recipe mismatch"):
+            return mismatch
         if offer.round < current.number or current.phase == "mixing":
             return "late"
         if known is not None:
@@ -278,6 +289,7 @@ class SynchronousRound:
             current.given_up.add(event.peer)
             return self._refuse(event.peer, event.offer, "not finite") + self.advance(now)
         current.received[event.peer] = event.vector
+        self._misses[event.peer] = 0
         current.arrivals.append(now - current.began)
         received = ShareReceived(peer=self._me, round=current.number, other=event.peer, bytes=event.offer.bytes)
         return [Emit(received), *self.advance(now)]
@@ -344,6 +356,8 @@ class SynchronousRound:
             if peer not in current.received and peer not in current.given_up:
                 self._misses[peer] = self._misses.get(peer, 0) + 1
                 effects.append(Emit(self._rejected(peer, current.number, "missing")))
+                if peer in current.offers:
+                    effects.append(Abandon(peer, current.offers[peer].token))
         node = current.view.positions[self._me]
         weights = mixing_weights(current.topology, node)
         missing = [current.view.positions[peer] for peer in current.sources if peer not in current.received]
@@ -372,13 +386,18 @@ class SynchronousRound:
             if peer not in current.received
             and peer not in current.given_up
             and self._reachable(peer)
-            and (peer in current.offers or self._expected(peer))
+            and self._waited_for(peer)
+            and (peer in current.offers or not self._is_ahead(peer))
         ]
 
-    def _expected(self, peer: PeerId) -> bool:
-        """Whether a neighbor that has not offered may still do so: not if it is rounds ahead, or missed twice."""
-        ahead = bool(self._held.get(peer)) or self._heard.get(peer, 0) > self.round
-        return not ahead and self._misses.get(peer, 0) < _MISSES_BEFORE_NOT_WAITED_FOR
+    def _waited_for(self, peer: PeerId) -> bool:
+        """Not after two misses in a row, but for a try every few rounds; its share still counts if it comes in time."""
+        misses = self._misses.get(peer, 0)
+        return misses < _MISSES_BEFORE_NOT_WAITED_FOR or misses % _ROUNDS_BETWEEN_TRIES == 0
+
+    def _is_ahead(self, peer: PeerId) -> bool:
+        """Whether a neighbor that has not offered this round is past it."""
+        return bool(self._held.get(peer)) or self._heard.get(peer, 0) > self.round
 
     def _deadline(self, current: _Round) -> float:
         parties = 1 + sum(self._reachable(peer) for peer in current.sources)
