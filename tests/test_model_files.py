@@ -96,7 +96,9 @@ def test_a_model_of_ones_own_is_filled(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
-    who = Checkpoint(peer="a" * 26, seat="0", name="alice", network="home", incarnation=2, round=5, settings={"rounds": 3})
+    who = Checkpoint(
+        peer="a" * 26, seat="0", name="alice", network="home", incarnation=2, round=5, settings={"rounds": 3}
+    )
     model = mlp(2)
     path = tmp_path / "alice.safetensors"
     save_model(path, vector_of(model), layout_of(model), who)

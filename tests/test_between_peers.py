@@ -1,0 +1,247 @@
+"""Facts between whole peers, over the memory network: nonsense from others, resuming, models that differ."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from p2pfl.errors import RecipeError, UsageError
+from p2pfl.events import RoundFinished, RunEvent, ShareReceived, Started, Warned
+from p2pfl.local import LocalNetwork
+from p2pfl.network.discovery import MemoryDiscovery, MemoryLan
+from p2pfl.network.memory import MemoryNetwork
+from p2pfl.peer import Peer, Result
+from p2pfl.protocol.agreement import agree, conflict
+from p2pfl.protocol.core import PeerCore
+from p2pfl.protocol.messages import Hello, Member, Refused, Running, Start, encode
+from p2pfl.protocol.participant import Done, LinkOpened, Prepare, Received, Send, Tick
+from p2pfl.protocol.progress import change_round
+from p2pfl.recipe import complaint, recipe_of
+
+
+def data(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(64, 3, generator=generator)
+    return x, x @ torch.tensor([[1.0], [-2.0], [0.5]])
+
+
+def together(folder: Path | None, resume: bool, **asked: Any) -> dict[str, Result]:
+    """Two peers of one event loop; each run has a network of its own."""
+
+    async def run() -> dict[str, Result]:
+        memory, lan = MemoryNetwork(), MemoryLan()
+        torch.manual_seed(5)
+        peers = [
+            Peer(
+                name,
+                nn.Linear(3, 1),
+                data(seed),
+                data(9),
+                network="n",
+                transport=memory.transport(),
+                discovery=lambda found, _: MemoryDiscovery(lan, "n", found),
+                out=folder / name if folder else None,
+                resume=resume,
+                **asked,
+            )
+            for seed, name in enumerate("ab")
+        ]
+        async with asyncio.TaskGroup() as group:
+            tasks = {peer.name: group.create_task(peer.run()) for peer in peers}
+        return {name: task.result() for name, task in tasks.items()}
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("asked", [{"bogus": 1}, {"lr": -1.0}, {"rounds": "many"}, {"topology": "/etc/passwd"}])
+def test_settings_that_no_recipe_can_have_cost_their_sender_alone(asked: dict[str, Any]) -> None:
+    me, stranger = Member("mepeer00", "a", "a"), Member("strange0", "b", "b")
+    core = PeerCore(me, "n", "one", {}, max_body=1, complaint=complaint)
+    core.handle(Tick(), 0.0)
+    core.handle(LinkOpened(1), 0.0)
+    effects = core.handle(Received(1, Hello((1, 1), "n", "two", stranger, 1, asked)), 0.0)
+    assert any(isinstance(e, Send) and isinstance(e.message, Refused) for e in effects)
+    assert not any(isinstance(e, Prepare | Done) for e in effects)
+
+
+def test_a_start_with_impossible_settings_is_refused() -> None:
+    me, other = Member("mepeer00", "a", "a"), Member("other000", "b", "b")
+    core = PeerCore(me, "n", "one", {}, max_body=1, complaint=complaint)
+    core.handle(Tick(), 0.0)
+    core.handle(LinkOpened(1), 0.0)
+    core.handle(Received(1, Hello((1, 1), "n", "two", other, 1, {})), 0.0)
+    effects = core.handle(Received(1, Start(Running({"lr": 0.0}, "f", "l", (), 0), "i", ())), 0.0)
+    assert any(isinstance(e, Send) and isinstance(e.message, Refused) for e in effects)
+    assert core.state == "lobby"
+
+
+def test_epochs_of_one_and_steps_of_another_are_a_conflict_and_the_lower_seat_stands() -> None:
+    asked = [("ann", {"epochs": 2}), ("ben", {"steps": 5}), ("cat", {})]
+    stands = agree(asked)
+    assert stands == {"epochs": 2}
+    assert recipe_of(stands).epochs == 2
+    assert str(conflict({"steps": 5}, stands, asked)).startswith("ann asked for epochs=2, you asked for steps=5")
+    assert conflict({"epochs": 2}, stands, asked) is conflict({}, stands, asked) is None
+
+
+def test_one_absurd_round_number_postpones_a_change_by_no_more_than_there_are_members() -> None:
+    assert change_round([3, 4, 10**9], 4, joining=False) == 4 + 3 + 1 + 2
+    assert change_round([5, 6], 5, joining=False) == 8
+    assert change_round([7, 7, 10**9], 0, joining=True) == 7 + 3 + 1 + 2
+
+
+def test_resuming_with_more_rounds_goes_on_where_the_run_stopped(tmp_path: Path) -> None:
+    whole = together(None, False, rounds=5, lr=0.01)
+    together(tmp_path, False, rounds=3, lr=0.01)
+    resumed = together(tmp_path, True, rounds=5)
+    assert [event.round for event in resumed["a"].history] == [3, 4]
+    assert resumed["a"].settings["lr"] == 0.01  # remembered, not asked for again
+    for name in "ab":
+        assert torch.equal(resumed[name].vector, whole[name].vector)
+
+
+def test_resuming_with_another_recipe_is_refused_with_both_values(tmp_path: Path) -> None:
+    together(tmp_path, False, rounds=1, lr=0.01)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    with pytest.raises(ExceptionGroup) as caught:
+        together(tmp_path, True, rounds=2, lr=0.5)
+    (first, *_) = caught.value.exceptions
+    assert isinstance(first, RecipeError)
+    assert "lr=0.01" in str(first)
+    assert "lr=0.5" in str(first)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_two_peers_of_different_models_are_told_why_nothing_begins() -> None:
+    async def run() -> list[str]:
+        memory, lan = MemoryNetwork(), MemoryLan()
+        told: asyncio.Queue[str] = asyncio.Queue()
+
+        def take(event: RunEvent) -> None:
+            if isinstance(event, Warned):
+                told.put_nowait(event.text)
+
+        peers = [
+            Peer(
+                f"p{width}",
+                nn.Sequential(nn.Linear(3, width), nn.Linear(width, 1)),
+                data(width),
+                network="n",
+                transport=memory.transport(),
+                discovery=lambda found, _: MemoryDiscovery(lan, "n", found),
+                sinks=(take,),
+            )
+            for width in (2, 3)
+        ]
+        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+            for peer in peers:
+                group.create_task(peer.run())
+            texts = [await told.get(), await told.get()]
+            for peer in peers:
+                peer.stop()
+        return texts
+
+    for text in asyncio.run(run()):
+        assert "different models" in text
+        assert "2 of one model are needed" in text
+
+
+def test_a_sink_that_fails_ends_the_run_with_its_error_and_the_other_peer_goes_on() -> None:
+    def fail(event: RunEvent) -> None:
+        if isinstance(event, RoundFinished) and event.round == 1:
+            raise RuntimeError("the disk of the dashboard is full")
+
+    async def run() -> tuple[BaseException | None, Result]:
+        memory, lan = MemoryNetwork(), MemoryLan()
+        peers = [
+            Peer(
+                name,
+                nn.Linear(3, 1),
+                data(1),
+                network="n",
+                transport=memory.transport(),
+                discovery=lambda found, _: MemoryDiscovery(lan, "n", found),
+                sinks=sinks,
+                rounds=4,
+                min_deadline_s=0.2,
+            )
+            for name, sinks in (("bad", (fail,)), ("good", ()))
+        ]
+        async with asyncio.timeout(30):
+            bad, good = await asyncio.gather(*(peer.run() for peer in peers), return_exceptions=True)
+        return bad, good
+
+    bad, good = asyncio.run(run())
+    assert isinstance(bad, RuntimeError)
+    assert good.round == 4
+
+
+def test_peers_of_one_process_train_all_their_steps_whatever_the_others_take() -> None:
+    class Slow(nn.Module):
+        """Takes its time: a large product for each batch."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            waste = torch.ones(300, 300)
+            for _ in range(20):
+                waste = waste @ waste / 300
+            return self.layer(x) + 0 * waste[0, 0]
+
+    network = LocalNetwork(rounds=3, batch_size=8)
+    for index in range(6):
+        network.add(f"p{index}", Slow(), data(index))
+    for result in network.run().values():
+        assert [(event.steps, event.reduced, event.missing) for event in result.history] == [(8, False, 0)] * 3
+
+
+def test_one_module_for_two_peers_is_refused() -> None:
+    network = LocalNetwork()
+    module = nn.Linear(3, 1)
+    network.add("a", module, data(1))
+    with pytest.raises(UsageError, match="shares its module"):
+        network.add("b", module, data(2))
+
+
+def test_an_error_in_one_peer_of_a_local_network_is_raised_as_it_is() -> None:
+    network = LocalNetwork(rounds=2, lr=1e30)
+    for index in range(2):
+        network.add(f"p{index}", nn.Linear(3, 1), data(index))
+    with pytest.raises(Exception, match="became") as caught:
+        network.run()
+    assert not isinstance(caught.value, BaseExceptionGroup)
+
+
+def test_a_peer_that_was_stopped_after_its_end_runs_again() -> None:
+    network = LocalNetwork(rounds=2)
+    peer = network.add("only", nn.Linear(3, 1), data(1))
+    assert network.run()["only"].round == 2
+    peer.stop()
+    assert network.run()["only"].round == 2
+
+
+def test_every_share_that_counts_is_one_row_however_peers_are_named(tmp_path: Path) -> None:
+    from p2pfl.sinks import RunFiles
+
+    files = RunFiles(tmp_path, lambda text: None)
+    files.open()
+    files(
+        Started(peer="a,b\n1", settings={"seed": 1}, round=0, members=())
+    )  # files of a run that never began are not kept
+    for event in (ShareReceived(peer="a,b\n1", round=0, other="x\ny", bytes=5),) * 2:
+        files(event)
+    files.close()
+    import pandas as pd
+
+    assert pd.read_csv(tmp_path / "edges.csv")["bytes"].tolist() == [5]
+
+
+def test_settings_of_others_never_exceed_what_a_message_takes() -> None:
+    with pytest.raises(UsageError, match="characters"):
+        Peer("p", nn.Linear(1, 1), topology="graph:edges=" + "/".join(f"{i}-{i + 1}" for i in range(4000)))
+    assert len(encode(Start(Running({}, "f", "l", (), 0), "i", ()))) < 200
