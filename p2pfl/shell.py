@@ -53,7 +53,7 @@ from p2pfl.protocol.participant import (
 )
 from p2pfl.types import PeerId
 
-_FLUSH_S = 0.75  # for the last messages when leaving
+_FLUSH_S = 1.25  # for the last messages when leaving
 _CHECKED_INLINE = 1 << 18  # elements whose finite check is not worth a change of thread
 _T = TypeVar("_T")
 

@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 
 from p2pfl.errors import TopologyError, UsageError
 from p2pfl.graphs import builders
-from p2pfl.graphs.named import NAMES, build, describe
+from p2pfl.graphs.named import NAMES, build, describe, inline
 from p2pfl.graphs.topology import Topology
+from p2pfl.topology_files import list_files, load_topology
 
 WITHOUT_OPTIONS = ["ring", "chain", "star", "complete", "exponential", "exponential-symmetric"]
 
@@ -84,7 +85,7 @@ def is_prime(number: int) -> bool:
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.sampled_from(NAMES), st.integers(1, 48))
+@given(st.sampled_from([name for name in NAMES if name != "graph"]), st.integers(1, 48))  # it has the edges it is told
 def test_every_topology_is_connected_where_there_is_one(name: str, nodes: int) -> None:
     if (name in ("grid", "torus") and nodes > 2 and is_prime(nodes)) or (name == "random-regular" and nodes <= 4):
         with pytest.raises(TopologyError):
@@ -214,6 +215,74 @@ def test_a_topology_already_made_is_only_checked_to_fit() -> None:
     assert build(topology, 3) is topology
     with pytest.raises(TopologyError, match="'mine' has 3 nodes, the network 4 peers: use 3 peers"):
         build(topology, 4)
+
+
+def test_edges_written_out_are_the_topology() -> None:
+    assert build("graph:edges=0-1/1-2,directed=false", 3).edges == ((0, 1), (1, 2))
+    assert build("graph:edges=2-1/1-0", 3).edges == ((0, 1), (1, 2))
+    assert build("graph:edges=2-1/1-0,directed=true", 3).arcs == ((1, 0), (2, 1))
+    assert build("graph", 3).edges == build("graph:edges=-", 3).edges == ()
+
+
+@pytest.mark.parametrize("name", list_files())
+def test_ready_file_travels_as_its_edges_and_only_among_as_many(name: str) -> None:
+    topology = load_topology(name, None)
+    spec = inline(topology)
+    built = build(spec, topology.nodes)
+    assert (built.edges, built.directed, built.weights) == (topology.edges, topology.directed, None)
+    assert built.name == spec
+    for nodes in (topology.nodes - 1, topology.nodes + 1):
+        says = f"has {topology.nodes} nodes, the network {nodes} peers: use {topology.nodes} peers, or a topology for"
+        with pytest.raises(TopologyError, match=says):
+            build(spec, nodes)
+
+
+@pytest.mark.parametrize(
+    ("topology", "spec"),
+    [
+        (Topology("arcs", 3, ((1, 0), (0, 2)), directed=True), "graph:edges=0-2/1-0,directed=true,of=3"),
+        (Topology("apart", 2, ()), "graph:edges=-,directed=false,of=2"),
+    ],
+)
+def test_topology_written_out_is_read_back(topology: Topology, spec: str) -> None:
+    assert inline(topology) == spec
+    built = build(spec, topology.nodes)
+    assert (built.arcs, built.directed) == (topology.arcs, topology.directed)
+    assert build(built.name, topology.nodes) == built
+
+
+def test_explicit_weights_cannot_travel() -> None:
+    weights = ((0, 0, 0.5), (0, 1, 0.5), (1, 0, 0.5), (1, 1, 0.5))
+    with pytest.raises(TopologyError, match="'mine' has explicit weights"):
+        inline(Topology("mine", 2, ((0, 1),), weights=weights))
+
+
+@pytest.mark.parametrize(
+    ("edges", "says"),
+    [
+        *(
+            (edges, f"{wrong!r} is no edge: write edges as 0-1/1-2")
+            for edges, wrong in [
+                ("01", "01"),
+                ("0-1/", ""),
+                ("0-1//1-2", ""),
+                ("0-", "0-"),
+                ("-1", "-1"),
+                ("0--1", "0--1"),
+                ("0-1-2", "0-1-2"),
+                ("0-b", "0-b"),
+                ("0-1.0", "0-1.0"),
+                ("0-²", "0-²"),
+            ]
+        ),
+        ("0-3", "has nodes 0 to 2, no node 3"),
+        ("1-1", "has a self-loop at 1: leave it out"),
+        ("0-1/1-0", "has the edge 1, 0 twice: keep one"),
+    ],
+)
+def test_malformed_edges_are_refused_with_the_mend(edges: str, says: str) -> None:
+    with pytest.raises(TopologyError, match=says):
+        build(f"graph:edges={edges}", 3)
 
 
 def test_each_name_is_described_in_one_line_with_its_defaults() -> None:

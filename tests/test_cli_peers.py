@@ -134,7 +134,7 @@ def test_a_peer_found_by_mdns_and_by_address_is_listed_once(run: Run, network: s
 
 
 def test_table_in_a_pipe_is_plain_and_narrow(network: str) -> None:
-    command = [sys.executable, "-W", "error", "-m", "p2pfl.cli.app", "peers", "--seconds", "1"]
+    command = [sys.executable, "-W", "error", "-m", "p2pfl.cli.app", "peers", "--seconds", "3"]
     command += ["--interface", LOOPBACK, "--network", network]
 
     def run_outside() -> "subprocess.CompletedProcess[str]":

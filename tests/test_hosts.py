@@ -116,7 +116,8 @@ def test_host_started_with_its_network_down_warns_and_takes_part_once_up(live: L
 def test_host_whose_peer_is_killed_is_dropped_within_a_second(live: Live) -> None:
     """Fault 1."""
     with lan(3) as hosts:
-        a, b, c = (peer(live, host, seat) for seat, host in enumerate(hosts))
+        a, b = (peer(live, host, seat) for seat, host in enumerate(hosts[:2]))
+        c = peer(live, hosts[2], 2, step_s=0.25)  # a second to kill it in
         live.all_have([c], "StateChanged", state="training", round=3)
         killed = c.signal(signal.SIGKILL)
         live.all_have([a, b], "Result")

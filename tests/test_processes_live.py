@@ -53,8 +53,14 @@ def only_complaint(process: Running) -> str:
 
 def test_peer_killed_in_mid_round_holds_nobody_up_and_the_ring_closes(live: Live) -> None:
     """Fault 1."""
-    a, b, c, d = peers(live, "abcd", rounds=12, steps=4, step_s=0.05)
-    others = [a, b, d]
+    # The deadline is far off: it is not what ends the wait for the dead one, nor for the slow one before.
+    work: dict[str, Any] = {"min_peers": 4, "rounds": 12, "steps": 4, "min_deadline_s": 20.0, "goal": 2.5}
+    others = [
+        live.peer(name, seat=seat, target=1.0 + int(seat), step_s=0.05, **work)
+        for name, seat in (("a", "0"), ("b", "1"), ("d", "3"))
+    ]
+    _, *neighbors = others
+    c = live.peer("c", seat="2", target=3.0, step_s=0.25, **work)  # a second to kill it in
     live.all_have([c], "StateChanged", state="training", round=3)
     killed = c.signal(signal.SIGKILL)
     live.all_have(others, "Result")
@@ -75,7 +81,7 @@ def test_peer_killed_in_mid_round_holds_nobody_up_and_the_ring_closes(live: Live
         assert {(one["neighbors"], one["missing"]) for one in closed} == {(2, 0)}
         assert closed[-1]["round"] == 11
     assert len({other.of("ViewTaken")[1]["round"] for other in others}) == 1
-    for neighbor in (b, d):
+    for neighbor in neighbors:
         missed = [one["round"] for one in neighbor.of("RoundFinished") if one["missing"]]
         assert missed == [one["round"] for one in neighbor.of("ShareRejected", other=c.id)] != []
         assert sum(neighbor.of("Result")[0]["failures"].values()) == len(neighbor.of("ShareRejected"))
@@ -152,7 +158,7 @@ def test_peer_fifty_rounds_behind_catches_up_from_a_snapshot_and_resets_nobody(l
 @pytest.mark.parametrize("first_to_stop", ["abc", "a", "c"])
 def test_whole_network_stopped_and_resumed_goes_on_where_it_was(live: Live, first_to_stop: str) -> None:
     """Whoever stopped first has an older checkpoint, and begins with a snapshot of the others'."""
-    work: dict[str, Any] = {"rounds": 14, "steps": 2, "step_s": 0.05, "out": str(live.folder)}
+    work: dict[str, Any] = {"rounds": 24, "steps": 2, "step_s": 0.05, "out": str(live.folder)}
     before = peers(live, "abc", **work)
     live.until("round 4", lambda: all(4 in peer.rounds() for peer in before))
     early = [peer for peer in before if peer.name in first_to_stop]
@@ -164,7 +170,7 @@ def test_whole_network_stopped_and_resumed_goes_on_where_it_was(live: Live, firs
         peer.signal(signal.SIGTERM)
     settled(before)
     reached = max(peer.of("Finished")[0]["round"] for peer in before)
-    assert 5 <= reached < 12
+    assert 5 <= reached < 22
 
     after = peers(live, "abc", resume=True, **work)
     live.all_have(after, "Result")
@@ -175,7 +181,7 @@ def test_whole_network_stopped_and_resumed_goes_on_where_it_was(live: Live, firs
         (started,) = new.of("Started")
         assert reached - 1 <= started["round"] <= reached + 2
         assert started["at"] - new.of("Listening")[0]["at"] < 5.0 * SLACK
-        assert new.rounds() == list(range(started["round"], 14))
+        assert new.rounds() == list(range(started["round"], 24))
         assert new.of("RoundFinished")[0]["test_loss"] < old.of("RoundFinished")[0]["test_loss"]
 
 

@@ -34,7 +34,7 @@ from p2pfl.network.transport import Body, Link, Service
 DEFAULT_PORT = 7470
 _PORTS_TRIED = 30
 _LARGE = 4 << 20  # bytes from which a body is worth a connection of its own, taken in without a copy
-_CLOSE_S = 0.5  # for the other end's answer when a control connection closes
+_CLOSE_S = 1.0  # for the other end's answer when a control connection closes
 _SHUTDOWN_S = 0.25  # for requests under way when leaving
 _MAX_STATUS = 1 << 16
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -240,7 +240,8 @@ class HttpTransport:
         """Cut the bodies going out, close the control connections in good order, and end what answers requests."""
         self._service = None
         for transport in self._bodies:
-            transport.abort()
+            if not transport.is_closing():
+                transport.abort()
         await asyncio.gather(*(link.close("left") for link in tuple(self._links)))
         if self._requests:
             await asyncio.wait(self._requests, timeout=_SHUTDOWN_S)
@@ -352,7 +353,8 @@ class HttpTransport:
             await self._stream(body, request, response)
         except (TimeoutError, ConnectionError) as error:
             _log.info("a body to %s broke off: %s", request.remote, error or "too slow")
-            transport.abort()
+            if not transport.is_closing():  # a closed one has nothing left to abort, and says so with an error
+                transport.abort()
             return response
         finally:
             self._bodies.discard(transport)
