@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import re
 import secrets
 import threading
 import time
@@ -309,12 +310,16 @@ class Peer:
     @property
     def model_path(self) -> Path | None:
         """Where the model is written at the end."""
-        return None if self._out is None else self._out / "models" / f"{self.name}.safetensors"
+        return None if self._out is None else self._out / "models" / f"{self._file_name}.safetensors"
+
+    @property
+    def _file_name(self) -> str:
+        return re.sub(r"[^\w. -]+", "-", self.name).strip(".") or "peer"
 
     @property
     def _checkpoint_path(self) -> Path:
         assert self._out is not None
-        return self._out / "checkpoints" / f"{self.name}.safetensors"
+        return self._out / "checkpoints" / f"{self._file_name}.safetensors"
 
     def _read_checkpoint(self) -> Checkpoint:
         if self._out is None:

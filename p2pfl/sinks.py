@@ -74,6 +74,7 @@ class RunFiles:
         self._rows: Any = None
         self._extra: tuple[str, ...] | None = None
         self._made = False
+        self._began = False
         self._failed = False
         self._unreported: dict[str, int] = {}  # bytes sent since a peer's last round: its last share, say
         self.failures: dict[str, int] = {}
@@ -108,7 +109,7 @@ class RunFiles:
             with ExitStack() as last:
                 for file in files:
                     last.callback(file.close)
-            if files and self._made and not self.settings:
+            if files and self._made and not self._began:
                 for name in _FILES:
                     (self.folder / name).unlink(missing_ok=True)
         except OSError as error:
@@ -153,7 +154,7 @@ class RunFiles:
                 self.bytes_received += event.bytes_received
                 self.control_bytes_sent += event.control_bytes_sent
             case Started():
-                self.settings = dict(event.settings)
+                self.settings, self._began = dict(event.settings), True
 
     def _write(self, event: RunEvent) -> None:
         match event:

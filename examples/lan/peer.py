@@ -9,7 +9,7 @@ import sys
 
 import p2pfl
 
-part = tuple(int(number) for number in sys.argv[1].split("/"))
+part = tuple(int(number) for number in (sys.argv[1] if len(sys.argv) > 1 else "1/2").split("/"))
 interface = sys.argv[2] if len(sys.argv) > 2 else None
 rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 10
 

@@ -1,5 +1,6 @@
 """What several commands share: options, checks, and how figures are written."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,7 +29,7 @@ BatchSize = Annotated[int | None, typer.Option(min=1, help="Examples a step \\[d
 Seed = Annotated[int | None, typer.Option(min=0, help="Of weights, split and order of examples \\[default: 0].")]
 Alpha = Annotated[
     float | None,
-    typer.Option(min=0.0, help="Dirichlet alpha of the split: .1 is very lopsided, 100 nearly even, 0 even."),
+    typer.Option(min=0.0, help="Dirichlet alpha of the split: .1 very lopsided, 100 nearly even, 0 even."),
 ]
 Target = Annotated[str | None, typer.Option(help="The column of a CSV to predict.")]
 Missing = Annotated[Literal["refuse", "drop", "mean"], typer.Option(help="What to do with missing values of a CSV.")]
@@ -76,6 +77,11 @@ def fresh_folder(out: Path | None, kind: str, stamp: str) -> Path:
     except OSError as error:
         raise UsageError(f"the folder {folder} cannot be made: {error.strerror}; give another --out") from error
     return folder
+
+
+def file_name(name: str) -> str:
+    """A name as part of a path."""
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "peer"
 
 
 def percent(fraction: float | None) -> str:

@@ -6,6 +6,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from p2pfl.cli import options
-from p2pfl.cli.options import asked, fresh_folder, megabytes, part_of, percent, print_json, spread
+from p2pfl.cli.options import asked, file_name, fresh_folder, megabytes, part_of, percent, print_json, spread
 from p2pfl.cli.watch import Watch
 from p2pfl.errors import UsageError
 from p2pfl.events import Listening, PeerGone, PeerJoined, RunEvent, Started, StateChanged
@@ -86,7 +87,7 @@ def command(
             raise UsageError("--resume needs --out: the folder of the run to go on with")
         folder = out
     else:
-        folder = fresh_folder(out, network, f"{shown}-{time.strftime('%Y%m%d-%H%M%S')}")
+        folder = fresh_folder(out, file_name(network), f"{file_name(shown)}-{time.strftime('%Y%m%d-%H%M%S')}")
     with console.status("loading PyTorch …"):
         import torch
 
@@ -149,7 +150,7 @@ def _again(network: str, data: str, target: str | None, part: tuple[int, int] | 
     """What to type on the next machine."""
     words = f"p2pfl start --network {network}"
     if part is not None:
-        return f"{words} --data {data} --part {part[0] % part[1] + 1}/{part[1]}"
+        return f"{words} --data {data} --part {part[0] + 1}/{part[1]}" if part[0] < part[1] else ""
     if data == "mnist10k":
         return f"{words} --data mnist10k"
     return f"{words} --data ITS-OWN-DATA" + (f" --target {target}" if target else "")
@@ -177,7 +178,8 @@ class _Session:
         match event:
             case Listening(addresses=addresses):
                 self._watch.say(f"{self._name} waits in network {self._network!r} at {', '.join(addresses)}")
-                self._watch.say(f"on the next machine:  {self._again}", wrap=False)
+                if self._again:
+                    self._watch.say(f"on the next machine:  {self._again}", wrap=False)
                 first = next((a for a in addresses if not a.startswith("127.")), addresses[0] if addresses else "")
                 self._watch.say(f"where multicast is blocked, add:  --peer {first}", wrap=False)
             case PeerJoined(name=other):
@@ -216,6 +218,8 @@ class _Session:
                 result = asyncio.run(_until_stopped(peer, self._watch))
         finally:
             self._files.close()
+            with suppress(OSError):  # a start that failed leaves no empty folder
+                self._files.folder.rmdir()
         files = self._files
         last = result.history[-1] if result.history else None
         accuracy = spread([last.test_accuracy]) if last is not None and last.test_accuracy is not None else None

@@ -76,8 +76,9 @@ class Watch:
                 row.state = "waiting"
             case StateChanged(state=state, round=round):
                 row.state, row.round = state, round
-            case PeerJoined(other=other):
+            case PeerJoined(other=other, name=known):
                 row.known.add(other)
+                self._name_of.setdefault(other, known)
             case PeerGone(other=other, name=gone, reason=reason):
                 row.known.discard(other)
                 if reason == "dead":
