@@ -257,7 +257,8 @@ class _Demo:
                 table.add_row(title, percent(figures["mean"]), worst, style="bold" if title == "together" else "")
         if summary["pooled"]:
             table.add_row("all data in one place", percent(summary["pooled"]["mean"]), "")
-        console.print(table)
+        if table.row_count:
+            console.print(table)
         loss = summary["loss"]
         if not summary["accuracy"] and loss:
             console.print(Text(f"test loss: mean {loss['mean']:.4g}, worst peer {loss['worst']:.4g}"))
