@@ -267,7 +267,7 @@ def _peer(encoded: bytes, connection: Connection) -> None:
         peer.ask(**spec.settings)
         try:
             result = await peer.run()
-        except Exception as error:
+        except Exception as error:  # whatever it is, the user's own functions included: the parent tells it in one line
             return _failed(error)
         return Ended(result.accuracy, result.loss)
 
@@ -301,7 +301,7 @@ def _reference(encoded: bytes, connection: Connection) -> None:
             if stopped.is_set():
                 return
         result = learner.evaluate()
-    except Exception as error:
+    except Exception as error:  # as above
         pipe.tell(_failed(error))
         return
     pipe.tell(Ended(result.accuracy, result.loss))

@@ -198,7 +198,7 @@ class Shell:
     def _tick(self) -> None:
         try:
             self.handle(Tick())
-        except Exception as error:
+        except Exception as error:  # in a timer nobody else would hear of it, and the run would stand still
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
@@ -428,7 +428,7 @@ class Shell:
         """An error of training or of the user's own code ends the run, after a goodbye to the others."""
         try:
             await work
-        except Exception as error:
+        except Exception as error:  # raised by `run` once the others are told
             self._fail(error)
 
 

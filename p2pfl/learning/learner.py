@@ -224,7 +224,7 @@ class TorchLearner:
         if self._optimizer is not None:
             self._optimizer.zero_grad()
         loss = self._loss_of(self.model(inputs), targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotations there
         if self._optimizer is not None:
             self._optimizer.step()
             return loss.detach()
