@@ -40,7 +40,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     min_peers: _Count = 2  # the first round waits for this many
     patience: Annotated[float, Meta(ge=1)] = 3.0  # a round waits this many times as long as its median neighbor took
     min_deadline_s: Annotated[float, Meta(gt=0)] = 2.0  # but at least this long
-    max_wait_s: Annotated[float, Meta(gt=0)] = 600.0  # and at most this long, if most neighbors are slow
+    max_wait_s: Annotated[float, Meta(gt=0)] = 600.0  # and this long while fewer than half have come
 
     @property
     def fingerprint(self) -> str:
