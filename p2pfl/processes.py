@@ -217,6 +217,12 @@ class _Pipe:
         threading.Thread(target=listen, daemon=True, name="p2pfl-parent").start()
 
 
+def _ignore_interrupts() -> None:
+    """Ctrl-C is the parent's, which tells its children. The server's mask ends here: it is not for what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def _peer(encoded: bytes, connection: Connection) -> None:
     """A child that is a peer."""
     import asyncio
@@ -225,7 +231,7 @@ def _peer(encoded: bytes, connection: Connection) -> None:
     from p2pfl.peer import Peer, no_discovery
     from p2pfl.shell import single_thread
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's: it tells the children
+    _ignore_interrupts()
     single_thread()
     spec = msgspec.json.decode(encoded, type=PeerSpec)
     pipe = _Pipe(connection)
@@ -280,7 +286,7 @@ def _reference(encoded: bytes, connection: Connection) -> None:
     from p2pfl.recipe import recipe_of
     from p2pfl.shell import single_thread
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _ignore_interrupts()
     single_thread()
     job = msgspec.json.decode(encoded, type=Job)
     spec, pipe = job.spec, _Pipe(connection)

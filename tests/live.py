@@ -229,6 +229,8 @@ class Live:
 
 def _forked(out: Connection, err: Connection, function: Callable[[Any], None], argument: Any) -> None:
     signal.alarm(_LIFE_S)
+    # A fork server that `p2pfl.processes` started in this test run has SIGINT blocked, and so would its children.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.environ["COLUMNS"] = "400"
     os.dup2(out.fileno(), 1)
     os.dup2(err.fileno(), 2)
