@@ -48,12 +48,12 @@ from p2pfl.protocol.membership import display_names
 from p2pfl.protocol.messages import Member, Settings
 from p2pfl.protocol.participant import Found as FoundEvent
 from p2pfl.protocol.participant import Prepared, Rules, Tick
-from p2pfl.recipe import PACE, Asked, Recipe, complaint, recipe_of
+from p2pfl.recipe import PACE, Asked, NetworkRecipe, complaint, recipe_of
 from p2pfl.shell import Outcome, Shell
 from p2pfl.sinks import tee
 from p2pfl.types import PeerId, Setting
 
-Build: TypeAlias = Callable[[Recipe], Learner]  # called in a worker thread, once the network's recipe is known
+Build: TypeAlias = Callable[[NetworkRecipe], Learner]  # called in a worker thread, once the network's recipe is known
 DiscoveryFactory: TypeAlias = Callable[[Found, Callable[[str], None]], Discovery]
 _MAX_BODY = 1 << 40
 _T = TypeVar("_T")
@@ -138,8 +138,8 @@ class Peer:
             sinks: take the events of the run.
             transport, discovery: how to reach and find others, instead of HTTP and mDNS.
             facts: what to write into the model's file, so that it can be used again.
-            asked: settings of the recipe (`Recipe` lists them), as `topology="torus"`. What is not asked for here is
-                taken over from the network.
+            asked: settings of the recipe (`NetworkRecipe` lists them), as `topology="torus"`. What is not asked for
+                here is taken over from the network.
 
         Raises:
             UsageError: something given cannot be.
@@ -181,7 +181,7 @@ class Peer:
         self._core: PeerCore | None = None
         self._history: list[RoundFinished] = []
         self._state = "waiting"
-        self._recipe: Recipe | None = None
+        self._recipe: NetworkRecipe | None = None
         self._settings: dict[str, Setting] = {}  # of the network
 
     def run_sync(self, rounds: int | None = None) -> Result:
@@ -394,7 +394,7 @@ class Peer:
             round=round,
         ), learner
 
-    def _initial(self, learner: Learner, recipe: Recipe) -> tuple[Vector, int]:
+    def _initial(self, learner: Learner, recipe: NetworkRecipe) -> tuple[Vector, int]:
         if self._checkpoint is not None:
             if recipe_of(self._checkpoint.settings).lineage != recipe.lineage:
                 raise RecipeError(

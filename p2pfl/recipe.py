@@ -4,43 +4,53 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from p2pfl.errors import RecipeError, UsageError
 from p2pfl.graphs import named
-from p2pfl.graphs.named import build
+from p2pfl.graphs.schedule import Schedule
 from p2pfl.graphs.topology import Topology
+from p2pfl.graphs.weighting import weighted
 from p2pfl.topology_files import load_topology
 from p2pfl.types import Setting
 
 # How long and how patiently a run goes on: a model can be trained further under other values of these.
 PACE: Mapping[str, Any] = {"rounds": 0, "min_peers": 1, "patience": 1.0, "min_deadline_s": 1.0, "max_wait_s": 1.0}
+_R = TypeVar("_R", bound="NetworkRecipe")
 LONGEST_TEXT = 1 << 14  # characters of a setting, as the hello takes them
 
 _MOST = 1 << 31  # of anything that is counted
 _Count: TypeAlias = Annotated[int, Meta(ge=1, le=_MOST)]
 _CountOrNone: TypeAlias = Annotated[int, Meta(ge=0, le=_MOST)]
+_SeedOrSame: TypeAlias = Annotated[int, Meta(ge=-1, le=1 << 62)]
+_Seconds: TypeAlias = Annotated[float, Meta(gt=0)]
+Engine: TypeAlias = Literal["auto", "event", "matrix", "ray"]
+Algorithm: TypeAlias = Literal["d-psgd", "alone", "fedavg", "pooled"]
 
 
-class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One run's settings, with defaults that run."""
+class NetworkRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the members of a network have to agree on, with defaults that run. What each key buys: `about`."""
 
-    topology: str = "ring"  # who averages with whom; more edges agree faster and cost more bytes
-    rounds: _CountOrNone = 15  # 0 = until stopped
-    seed: Annotated[int, Meta(ge=0, le=1 << 62)] = 0  # initial weights, data split, order of examples, dropout
+    topology: str = "ring"
+    mixing: str = "auto"
+    rounds: _CountOrNone = 15
+    seed: Annotated[int, Meta(ge=0, le=1 << 62)] = 0
+    data_seed: _SeedOrSame = -1
+    init_seed: _SeedOrSame = -1
+    topology_seed: _SeedOrSame = -1
     model: str = "mlp"
-    epochs: _Count = 1  # passes over the own data each round; more drifts further apart
-    steps: _CountOrNone = 0  # gradient steps each round instead of epochs, if above 0
+    epochs: _Count = 1
+    steps: _CountOrNone = 0
     lr: Annotated[float, Meta(gt=0)] = 0.1
     batch_size: _Count = 32
-    alpha: Annotated[float, Meta(ge=0)] = 0.0  # Dirichlet alpha of the split into parts; lower is more lopsided, 0 even
-    min_peers: _Count = 2  # the first round waits for this many
-    patience: Annotated[float, Meta(ge=1)] = 3.0  # a round waits this many times as long as its median neighbor took
-    min_deadline_s: Annotated[float, Meta(gt=0)] = 2.0  # but at least this long
-    max_wait_s: Annotated[float, Meta(gt=0)] = 600.0  # and this long while fewer than half have come
+    alpha: Annotated[float, Meta(ge=0)] = 0.0
+    min_peers: _Count = 2
+    patience: Annotated[float, Meta(ge=1)] = 3.0
+    min_deadline_s: _Seconds = 2.0
+    max_wait_s: _Seconds = 600.0
 
     @property
     def fingerprint(self) -> str:
@@ -52,9 +62,94 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Equal for recipes under which a model can go on training: all but how long and how patiently."""
         return msgspec.structs.replace(self, **PACE).fingerprint
 
-    def build_topology(self, nodes: int) -> Topology:
-        """The topology for a number of members. Raises TopologyError where it has no such form."""
-        return build(self.topology, nodes)
+    def seed_of(self, what: Literal["data", "init", "topology"]) -> int:
+        """The seed of the split, of the initial weights or of random topologies: its own, or the recipe's."""
+        own: int = getattr(self, f"{what}_seed")
+        return self.seed if own < 0 else own
+
+    def schedule(self, nodes: int) -> Schedule:
+        """The topology of every round, weighted as the recipe says. Raises TopologyError where it has no such form."""
+        return weighted(named.schedule(self.topology, nodes, self.seed_of("topology")), self.mixing)
+
+    def build_topology(self, nodes: int, round: int = 0) -> Topology:
+        """The topology of a round for a number of members. Raises TopologyError where it has no such form."""
+        return self.schedule(nodes).at(round)
+
+
+class Recipe(NetworkRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All settings of one run: what a network agrees on, and the world that a simulation puts it in.
+
+    A live peer finds its world as it is, and reads the first part only.
+    """
+
+    peers: _Count = 16
+    algorithm: Algorithm = "d-psgd"
+    data: str = "mnist10k"
+    target: str = ""
+    split: str = "auto"
+    samples: _CountOrNone = 0
+    engine: Engine = "auto"
+    dtype: Literal["float32", "float64"] = "float32"
+    device: str = "cpu"
+    workers: _CountOrNone = 0
+    evaluate_every: _Count = 1
+    test_samples: _CountOrNone = 0
+    step_s: str = "0.01"
+    latency: str = "0.01"
+    bandwidth: str = "0"
+    loss_rate: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    churn: str = ""
+    batched: bool = True
+
+    @property
+    def network(self) -> NetworkRecipe:
+        """The part that a live network agrees on."""
+        fields = msgspec.structs.asdict(self)
+        return NetworkRecipe(**{name: fields[name] for name in NetworkRecipe.__struct_fields__})
+
+
+_ABOUT: Mapping[str, str] = {
+    "topology": "who averages with whom; more edges agree faster and cost more bytes",
+    "mixing": "weights: auto, metropolis, max-degree, uniform, lazy, best-constant or finite-time",
+    "rounds": "of training and averaging; 0 = until stopped (live only)",
+    "seed": "of all random draws: split, initial weights, order of examples, dropout, random topologies",
+    "data_seed": "of the split into parts; -1 = as seed",
+    "init_seed": "of the initial weights; -1 = as seed",
+    "topology_seed": "of random topologies that name no seed= of their own; -1 = as seed",
+    "model": "mlp, mlp:hidden=256-128, cnn, logistic, or package.module:function",
+    "epochs": "passes over the own data each round; more drifts further apart",
+    "steps": "gradient steps each round instead of epochs, if above 0",
+    "lr": "learning rate of SGD; more learns faster until it diverges",
+    "batch_size": "examples a step; more is smoother and takes fewer steps an epoch",
+    "alpha": "Dirichlet alpha of the split by label; lower is more lopsided, 0 even",
+    "min_peers": "the first round waits for this many (live only)",
+    "patience": "a round waits this many times as long as its median neighbor took",
+    "min_deadline_s": "but at least this long",
+    "max_wait_s": "and this long while fewer than half have come",
+    "peers": "how many are simulated",
+    "algorithm": "d-psgd, or a reference: alone (nobody averages), fedavg (the exact average each round), pooled",
+    "data": "mnist10k, digits, quadratic:dim=10, a torchvision name, .csv, .npz, a folder, or module:function",
+    "target": "the column of a .csv to predict",
+    "split": "auto (by alpha), iid, dirichlet:alpha=.1, shards:each=2, quantity:alpha=.5 or column:name=site",
+    "samples": "examples a peer holds, drawn with repetition where there are not enough; 0 = all are dealt out",
+    "engine": "auto, event (the live peers' code in virtual time), matrix (all peers as one array) or ray",
+    "dtype": "float32, or float64 where engines are compared",
+    "device": "of the matrix engine: cpu, cuda, mps or auto",
+    "workers": "processes of the matrix engine, actors of Ray; 0 = one a core",
+    "evaluate_every": "rounds between evaluations; the last round is always evaluated",
+    "test_samples": "test examples to evaluate on; 0 = all",
+    "step_s": "seconds a gradient step takes, a number or a law drawn once a peer: lognormal:median=.01,sigma=.5",
+    "latency": "seconds a message takes over an edge, a number, a law drawn for each message, or a .csv file",
+    "bandwidth": "megabytes a second of an edge, a number, a law drawn once an edge, or a .csv file; 0 = unlimited",
+    "loss_rate": "probability that a share is lost on its way",
+    "churn": "who comes and goes: crash:rate=.01, or events as crash@3.5=4;leave@7=2;join@9=17 (seconds, peer)",
+    "batched": "event engine: what starts at one virtual time trains as one batch; faster, other bits",
+}
+
+
+def about(setting: str) -> str:
+    """One line on what a setting is, and what more or less of it buys."""
+    return _ABOUT[setting]
 
 
 @dataclass(frozen=True)
@@ -82,14 +177,32 @@ class Asked:
         return cls(chosen)
 
 
-def recipe_of(settings: Mapping[str, Any]) -> Recipe:
-    """The recipe with these settings, and defaults for the rest.
+def recipe_of(settings: Mapping[str, Any]) -> NetworkRecipe:
+    """What a network agrees on, with these settings, and defaults for the rest.
+
+    Raises:
+        RecipeError: an unknown setting, or a value of the wrong kind or out of range.
+    """
+    return _convert(settings, NetworkRecipe)
+
+
+def run_recipe_of(settings: Mapping[str, Any]) -> Recipe:
+    """The whole recipe of a run, simulated or live, with these settings, and defaults for the rest.
+
+    Raises:
+        RecipeError: an unknown setting, or a value of the wrong kind or out of range.
+    """
+    return _convert(settings, Recipe)
+
+
+def _convert(settings: Mapping[str, Any], kind: type[_R]) -> _R:
+    """As `recipe_of`.
 
     Raises:
         RecipeError: an unknown setting, or a value of the wrong kind or out of range.
     """
     try:
-        recipe = msgspec.convert(dict(settings), Recipe, strict=True)
+        recipe = msgspec.convert(dict(settings), kind, strict=True)
     except msgspec.ValidationError as error:
         text = str(error)
         key = text.rsplit("`$.", 1)[-1].rstrip("`") if "`$." in text else ""
@@ -128,7 +241,7 @@ def parse_name(topology: str) -> str:
     return topology.partition(":")[0].strip()
 
 
-def to_toml(recipe: Recipe) -> str:
+def to_toml(recipe: NetworkRecipe) -> str:
     """The whole recipe as TOML, complete enough to repeat the run."""
     lines = ["# p2pfl recipe: every setting of the run"]
     for name, value in msgspec.structs.asdict(recipe).items():

@@ -31,6 +31,7 @@ LAYERS = {
     "shell": 5,
     "peer": 5,
     "local": 5,
+    "simulation": 5,
     "processes": 6,
     "analysis": 6,
     "bench": 6,

@@ -8,7 +8,14 @@ from p2pfl.graphs.builders import ring
 from p2pfl.protocol.pace import budget_s, next_round, wait_s
 from p2pfl.protocol.participant import Rules
 
-RULES = Rules(topology=ring, rounds=10, min_peers=2, patience=3.0, min_deadline_s=2.0, max_wait_s=600.0)
+RULES = Rules(
+    topology=lambda nodes, round: ring(nodes),
+    rounds=10,
+    min_peers=2,
+    patience=3.0,
+    min_deadline_s=2.0,
+    max_wait_s=600.0,
+)
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_every_name_resolves_and_has_a_docstring(name: str) -> None:
 
 def test_every_public_method_has_a_docstring() -> None:
     methods = dict(public_methods())
-    assert {"Peer.run", "Run.metrics", "Recipe.fingerprint", "LocalNetwork.add", "Topology.connected"} <= set(methods)
+    assert {"Peer.run", "Run.metrics", "Recipe.network", "LocalNetwork.add", "Topology.connected"} <= set(methods)
     protocol = {f"TorchLearner.{name}" for name in vars(p2pfl.Learner) if not name.startswith("_")}  # told there
     assert [name for name, method in methods.items() if not says(method) and name not in protocol] == []
 

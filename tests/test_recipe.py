@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pfl.errors import RecipeError, TopologyError
-from p2pfl.recipe import Asked, Recipe, recipe_of, to_toml
+from p2pfl.recipe import Asked, NetworkRecipe, recipe_of, to_toml
 
 COUNTS = st.integers(1, 1 << 31)
 POSITIVE = st.floats(1e-300, 1e300)
@@ -45,9 +45,9 @@ def test_equal_settings_have_equal_fingerprints_in_any_order(settings: dict[str,
 
 
 def test_the_fingerprint_does_not_depend_on_the_process() -> None:
-    program = "from p2pfl.recipe import Recipe; print(Recipe(model='cnn', lr=0.3).fingerprint)"
+    program = "from p2pfl.recipe import NetworkRecipe; print(NetworkRecipe(model='cnn', lr=0.3).fingerprint)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.strip() == Recipe(model="cnn", lr=0.3).fingerprint
+    assert done.stdout.strip() == NetworkRecipe(model="cnn", lr=0.3).fingerprint
 
 
 def test_the_fingerprint_tells_every_setting() -> None:
@@ -59,18 +59,26 @@ def test_the_fingerprint_tells_every_setting() -> None:
         "patience": 4.0,
         "min_deadline_s": 1.0,
         "max_wait_s": 9.0,
+        "mixing": "lazy",
+        "data_seed": 1,
+        "init_seed": 1,
+        "topology_seed": 1,
     }
-    assert set(changed) == set(Recipe.__struct_fields__)
+    assert set(changed) == set(NetworkRecipe.__struct_fields__)
     prints = {recipe_of({name: value}).fingerprint for name, value in changed.items()}
-    assert len(prints | {Recipe().fingerprint}) == len(changed) + 1
+    assert len(prints | {NetworkRecipe().fingerprint}) == len(changed) + 1
 
 
 def test_defaults_and_a_whole_toml() -> None:
-    assert to_toml(Recipe(alpha=0.3)) == (
+    assert to_toml(NetworkRecipe(alpha=0.3)) == (
         "# p2pfl recipe: every setting of the run\n"
         'topology = "ring"\n'
+        'mixing = "auto"\n'
         "rounds = 15\n"
         "seed = 0\n"
+        "data_seed = -1\n"
+        "init_seed = -1\n"
+        "topology_seed = -1\n"
         'model = "mlp"\n'
         "epochs = 1\n"
         "steps = 0\n"
@@ -147,4 +155,4 @@ def test_the_topology_of_a_file_travels_without_the_file(tmp_path: Path) -> None
 
 def test_the_topology_must_fit_the_number_of_peers() -> None:
     with pytest.raises(TopologyError, match="there is no torus of 7 peers: make it 6 or 8 peers"):
-        Recipe(topology="torus").build_topology(7)
+        NetworkRecipe(topology="torus").build_topology(7)

@@ -112,7 +112,7 @@ def test_events_and_recipe_read_back(tmp_path: Path) -> None:
     written(tmp_path, *EVENTS)
     run = p2pfl.load_run(tmp_path)
     assert run.events == EVENTS
-    assert run.recipe == recipe_of(STARTED.settings)
+    assert run.recipe.network == recipe_of(STARTED.settings)
     assert run.recipe.lr == 0.5
 
 

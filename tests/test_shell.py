@@ -34,7 +34,7 @@ from p2pfl.network.discovery import split_address
 from p2pfl.network.http import HttpTransport
 from p2pfl.network.transport import Body, Service, Transport, body_of
 from p2pfl.peer import Peer, Result, no_discovery
-from p2pfl.recipe import Recipe
+from p2pfl.recipe import NetworkRecipe
 from p2pfl.types import Setting
 
 E = TypeVar("E", bound=RunEvent)
@@ -168,7 +168,7 @@ class Nodes:
     async def start(
         self,
         name: str,
-        learner: Learner | Callable[[Recipe], Learner],
+        learner: Learner | Callable[[NetworkRecipe], Learner],
         transport: Transport | None = None,
         peers: tuple[str, ...] | None = None,
         **more: Any,
@@ -218,13 +218,13 @@ def one_thread() -> Iterator[None]:
 # The same bits everywhere
 
 
-def torch_build(name: str, kept: dict[str, Recorded]) -> Callable[[Recipe], Learner]:
+def torch_build(name: str, kept: dict[str, Recorded]) -> Callable[[NetworkRecipe], Learner]:
     torch.manual_seed(7)  # here, not in the build: that runs in each peer's own thread, and the generator is one
     model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
     draw = torch.Generator().manual_seed(ord(name))
     data = (torch.randn(40, 6, generator=draw), torch.randint(0, 3, (40,), generator=draw))
 
-    def build(recipe: Recipe) -> Learner:
+    def build(recipe: NetworkRecipe) -> Learner:
         learner = TorchLearner(
             model, data, data, lr=recipe.lr, batch_size=recipe.batch_size, seed=recipe.seed, seat=name
         )
@@ -438,7 +438,7 @@ def test_error_in_training_code_ends_that_peer_after_a_goodbye() -> None:
 
 
 def test_error_while_building_the_model_ends_that_peer() -> None:
-    def build(recipe: Recipe) -> Learner:
+    def build(recipe: NetworkRecipe) -> Learner:
         raise UsageError("no such data")
 
     async def work() -> None:
@@ -453,7 +453,7 @@ def test_error_while_building_the_model_ends_that_peer() -> None:
 def test_loss_that_is_not_finite_is_a_training_error(one_thread: None) -> None:
     inputs = torch.ones(8, 6)
 
-    def build(recipe: Recipe) -> Learner:
+    def build(recipe: NetworkRecipe) -> Learner:
         return TorchLearner(nn.Linear(6, 1), (inputs, torch.full((8, 1), nan)), lr=recipe.lr)
 
     async def work() -> None:

@@ -312,7 +312,7 @@ class Network:
         values = {**DEFAULTS, **settings}
         topology = str(values["topology"])
         rules = Rules(
-            topology=lambda nodes: build(topology, nodes),
+            topology=lambda nodes, round: build(topology, nodes, round),
             rounds=int(values["rounds"]),
             min_peers=int(values["min_peers"]),
             patience=float(values["patience"]),

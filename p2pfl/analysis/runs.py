@@ -9,7 +9,7 @@ import msgspec
 
 from p2pfl.errors import DataError
 from p2pfl.events import RunEvent
-from p2pfl.recipe import Recipe, recipe_of
+from p2pfl.recipe import Recipe, run_recipe_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +27,7 @@ class Run:
         """The settings of the run."""
         data = self._bytes("recipe.toml")
         try:
-            return recipe_of(msgspec.toml.decode(data))
+            return run_recipe_of(msgspec.toml.decode(data))
         except msgspec.DecodeError as error:
             raise DataError(f"{self.folder / 'recipe.toml'} is damaged: {error}") from error
 

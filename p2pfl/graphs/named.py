@@ -7,15 +7,17 @@ defaults, and add it to the table. Text from another peer may be built: nothing 
 import inspect
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from functools import lru_cache
 
 import msgspec
 
 from p2pfl.errors import TopologyError
 from p2pfl.graphs import builders
+from p2pfl.graphs.schedule import Schedule
 from p2pfl.graphs.topology import Topology
 from p2pfl.spelling import parse
 
-_BUILDERS: Mapping[str, Callable[..., Topology]] = {
+_BUILDERS: Mapping[str, Callable[..., Topology | Schedule]] = {
     "ring": builders.ring,
     "chain": builders.chain,
     "star": builders.star,
@@ -30,15 +32,29 @@ _BUILDERS: Mapping[str, Callable[..., Topology]] = {
 NAMES = tuple(_BUILDERS)
 
 
-def build(spec: str | Topology, nodes: int) -> Topology:
+def build(spec: str | Topology, nodes: int, round: int = 0, seed: int = 0) -> Topology:
+    """The topology of a round; of every round where the spec names one that stays. See `schedule`."""
+    return schedule(spec, nodes, seed).at(round)
+
+
+def schedule(spec: str | Topology, nodes: int, seed: int = 0) -> Schedule:
     """Build what the spec names for so many nodes; a topology already made is only checked to fit.
+
+    Args:
+        spec: `NAME` or `NAME:key=value,…`.
+        seed: for what draws at random and whose spec has no `seed=` of its own.
 
     Raises:
         TopologyError: an unknown name or option, a wrong value, or no such topology of so many nodes.
         UsageError: the text is not of the form NAME or NAME:key=value,….
     """
     if isinstance(spec, Topology):
-        return fitting(spec, nodes)
+        return Schedule.of(fitting(spec, nodes))
+    return _schedule(spec, nodes, seed)
+
+
+@lru_cache(maxsize=16)
+def _schedule(spec: str, nodes: int, seed: int) -> Schedule:
     spelled = parse(spec)
     options = _options(spelled.name)
     values: dict[str, object] = {}
@@ -50,7 +66,10 @@ def build(spec: str | Topology, nodes: int) -> Topology:
             values[key] = msgspec.convert(text, options[key].annotation, strict=False)
         except msgspec.ValidationError as error:
             raise TopologyError(f"option {key!r} of topology {spelled.name!r} cannot be {text!r}: {error}") from error
-    return _BUILDERS[spelled.name](nodes, **values)
+    if "seed" in options:
+        values.setdefault("seed", seed)
+    built = _BUILDERS[spelled.name](nodes, **values)
+    return built if isinstance(built, Schedule) else Schedule.of(built)
 
 
 def inline(topology: Topology) -> str:

@@ -13,7 +13,7 @@ from p2pfl.learning.learner import Metric, TorchLearner
 from p2pfl.learning.models import build_model
 from p2pfl.learning.tabular import Missing
 from p2pfl.model_files import ModelFacts
-from p2pfl.recipe import Recipe
+from p2pfl.recipe import NetworkRecipe
 from p2pfl.spelling import is_function
 
 
@@ -31,7 +31,7 @@ class NamedLearning:
     seat: str = "0"
     own_model: str | None = None  # the model this peer's own user asked for
     loaded: Data | None = field(default=None, init=False)
-    recipe: Recipe | None = field(default=None, init=False)
+    recipe: NetworkRecipe | None = field(default=None, init=False)
     _whole: Data | None = field(default=None, init=False)
 
     def read(self) -> Data:
@@ -40,16 +40,16 @@ class NamedLearning:
             self._whole = load_data(self.data, target=self.target, task=self.task, missing=self.missing, root=self.root)
         return self._whole
 
-    def load(self, recipe: Recipe) -> Data:
+    def load(self, recipe: NetworkRecipe) -> Data:
         """The data in the split that the recipe describes. Raises DataError."""
         whole = self.read()
         if self.part is None:
             return whole
         part, parts = self.part
-        indices = parts_of(whole, parts, recipe.alpha if recipe.alpha > 0 else None, recipe.seed)[part - 1]
+        indices = parts_of(whole, parts, recipe.alpha if recipe.alpha > 0 else None, recipe.seed_of("data"))[part - 1]
         return replace(whole, train=whole.train.subset(torch.from_numpy(indices)))
 
-    def __call__(self, recipe: Recipe) -> TorchLearner:
+    def __call__(self, recipe: NetworkRecipe) -> TorchLearner:
         """Load the data, build the model, and bring them together.
 
         Raises:
@@ -64,7 +64,7 @@ class NamedLearning:
         data = self.load(recipe)
         self.loaded, self.recipe = data, recipe
         return TorchLearner(
-            build_model(recipe.model, data.input_shape, data.outputs, recipe.seed),
+            build_model(recipe.model, data.input_shape, data.outputs, recipe.seed_of("init")),
             data.train,
             data.test,
             metrics=_metrics(data),

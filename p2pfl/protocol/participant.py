@@ -65,7 +65,7 @@ class Found:
 class Rules:
     """What the core must know of a recipe, prepared by the layer that owns recipes."""
 
-    topology: Callable[[int], Topology]  # by number of members; raises TopologyError
+    topology: Callable[[int, int], Topology]  # by number of members, and round; raises TopologyError
     rounds: int  # 0 = until stopped
     min_peers: int
     patience: float = 3.0  # a round's deadline, in times of the median neighbor

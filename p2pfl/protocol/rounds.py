@@ -124,7 +124,7 @@ class SynchronousRound:
             self.finished = True
             return effects
         view = self._view(round)
-        topology, warning = self._topology(len(view))
+        topology, warning = self._topology(len(view), round)
         position = view.positions[self._me]
         self._current = _Round(
             round,
@@ -154,9 +154,9 @@ class SynchronousRound:
             effects += self.offered(peer, offer, now)
         return effects
 
-    def _topology(self, nodes: int) -> tuple[Topology, str]:
+    def _topology(self, nodes: int, round: int) -> tuple[Topology, str]:
         try:
-            return self._rules.topology(nodes), ""
+            return self._rules.topology(nodes, round), ""
         except UsageError as error:
             # Members came or went and the recipe's topology has no form of this size: every peer falls back alike.
             return ring(nodes), f"{error}; the {nodes} peers go on as a ring"
