@@ -8,11 +8,13 @@ A TOML file names its topology and lists its edges; all else is optional:
     nodes = ["berlin", "madrid"]            # or their number; without it, the highest number in the edges plus one
     edges = [["berlin", "madrid"]]          # or, directed, arcs = [[sender, receiver], …]
     weights = [[0.5, 0.5], [0.5, 0.5]]      # rows and columns in the order of the nodes
+    drifting = false                        # true if columns of the weights need not sum to 1
 
 Named nodes are numbered in sorted order, as members are by their seats. Only for a spec this machine's user wrote: it
 reads the file it names.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, TypeAlias
 from xml.etree.ElementTree import ParseError
@@ -21,7 +23,8 @@ import msgspec
 import networkx as nx
 
 from p2pfl.errors import TopologyError
-from p2pfl.graphs import named
+from p2pfl.graphs import named, schedules
+from p2pfl.graphs.schedule import Schedule
 from p2pfl.graphs.topology import Topology
 from p2pfl.spelling import parse
 from p2pfl.types import seat_order
@@ -39,6 +42,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     arcs: list[tuple[_Node, _Node]] | None = None
     directed: bool | None = None
     weights: list[list[float]] | None = None
+    drifting: bool = False
 
 
 def load_topology(spec: str | Topology, nodes: int | None) -> Topology:
@@ -54,21 +58,36 @@ def load_topology(spec: str | Topology, nodes: int | None) -> Topology:
     """
     if isinstance(spec, Topology):
         return spec if nodes is None else named.fitting(spec, nodes)
-    if Path(spec).suffix.lower() in _SUFFIXES:
-        return _read(Path(spec), nodes)
-    if "/" in spec or "\\" in spec:
-        raise TopologyError(f"{spec!r} is no topology file: its name must end in {', '.join(_SUFFIXES)}")
-    spelled = parse(spec)
-    if spelled.name in named.NAMES:
+    if _built_in(spec):
         if nodes is None:
             raise TopologyError(f"topology {spec!r} is made for any number of peers: say how many")
-        return named.build(spec, nodes)
-    ready = _ready_files()
-    if spelled.name not in ready:
-        raise named.unknown(spelled.name, (*named.NAMES, *ready))
-    if spelled.options:
-        raise TopologyError(f"topology {spelled.name!r} is a file and has no options: write the name alone")
-    return _read(ready[spelled.name], nodes)
+        return load_schedule(spec, nodes).at(0)
+    return _file(spec, nodes)
+
+
+def load_schedule(spec: str | Topology | Schedule, nodes: int | None, seed: int = 0) -> Schedule:
+    """The topology of every round: as `load_topology`, any schedule by its name, and `cycle:files=A+B+C`.
+
+    Args:
+        spec: of a cycle each file is a path or the name of a ready one; they are one round each, in turn.
+        nodes: of the network; None takes what the files have.
+        seed: for what draws at random and whose spec has no `seed=` of its own.
+
+    Raises:
+        TopologyError: as `load_topology`, or the files of a cycle do not fit each other.
+        UsageError: the text is not of the form NAME or NAME:key=value,….
+    """
+    if not isinstance(spec, str) and nodes is not None:
+        return named.schedule(spec, nodes, seed)
+    if isinstance(spec, Schedule):
+        return spec
+    if isinstance(spec, str):
+        options = parse(spec).options if _built_in(spec) else {}
+        if "files" in options:
+            return _cycle(spec, options, nodes)
+        if _built_in(spec) and nodes is not None:
+            return named.schedule(spec, nodes, seed)
+    return Schedule.of(load_topology(spec, nodes))
 
 
 def list_files() -> tuple[str, ...]:
@@ -87,11 +106,44 @@ def _ready_files() -> dict[str, Path]:
     return {path.stem: path for path in sorted(ready_folder().glob("*.*")) if path.suffix in _SUFFIXES}
 
 
-def _read(path: Path, nodes: int | None) -> Topology:
+def _built_in(spec: str) -> bool:
+    return spec.partition(":")[0].strip() in named.NAMES
+
+
+def _file(spec: str, nodes: int | None, connected: bool = True) -> Topology:
+    """The topology of a file, by its path or the bare name of a ready one."""
+    if Path(spec).suffix.lower() in _SUFFIXES:
+        return _read(Path(spec), nodes, connected)
+    if "/" in spec or "\\" in spec:
+        raise TopologyError(f"{spec!r} is no topology file: its name must end in {', '.join(_SUFFIXES)}")
+    spelled = parse(spec)
+    ready = _ready_files()
+    if spelled.name not in ready:
+        raise named.unknown(spelled.name, (*named.NAMES, *ready))
+    if spelled.options:
+        raise TopologyError(f"topology {spelled.name!r} is a file and has no options: write the name alone")
+    return _read(ready[spelled.name], nodes, connected)
+
+
+def _cycle(spec: str, options: Mapping[str, str], nodes: int | None) -> Schedule:
+    files = options["files"].split("+")
+    if len(options) > 1 or not all(files):
+        raise TopologyError(f"{spec!r} is not of the form cycle:files=A+B+C, with nothing else")
+    for file in files:
+        if _built_in(file):
+            raise TopologyError(f"{spec!r}: {file!r} is no file; a cycle takes files and ready ones: {_ready()}")
+    return schedules.in_turn(spec, [_file(file, nodes, connected=False) for file in files])
+
+
+def _ready() -> str:
+    return ", ".join(list_files())
+
+
+def _read(path: Path, nodes: int | None, connected: bool) -> Topology:
     kind = path.suffix.lower()
     try:
         topology = _toml(path) if kind == ".toml" else _graphml(path) if kind == ".graphml" else _edge_list(path)
-        if not topology.connected:
+        if connected and not topology.connected:
             sizes = [len(part) for part in topology.components]
             one_way = ", following the arcs," if topology.directed else ""
             raise TopologyError(
@@ -99,8 +151,7 @@ def _read(path: Path, nodes: int | None) -> Topology:
             )
         return topology if nodes is None else named.fitting(topology, nodes)
     except FileNotFoundError as error:
-        ready = ", ".join(list_files())
-        raise TopologyError(f"there is no topology file {str(path)!r}; ready ones, by bare name: {ready}") from error
+        raise TopologyError(f"there is no topology file {str(path)!r}; ready ones, by bare name: {_ready()}") from error
     except (OSError, UnicodeDecodeError, TopologyError) as error:
         raise TopologyError(f"topology file {str(path)!r}: {error}") from error
 
@@ -124,7 +175,8 @@ def _toml(path: Path) -> Topology:
                 known = f"the nodes are {', '.join(map(str, at))}" if len(at) <= 20 else f"there are {len(at)} nodes"
                 raise TopologyError(f"{key}[{place}] has node {node!r}, but {known}")
     links = tuple((at[i], at[j]) for i, j in pairs)
-    return Topology(file.name, len(at), links, directed, _triples(file.weights, list(at.values()), links, directed))
+    weights = _triples(file.weights, list(at.values()), links, directed)
+    return Topology(file.name, len(at), links, directed, weights, file.drifting)
 
 
 def _positions(file: _File, pairs: list[tuple[_Node, _Node]]) -> dict[_Node, int]:

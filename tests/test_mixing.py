@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pfl.errors import TopologyError
-from p2pfl.graphs.mixing import metropolis, mixing_matrix, mixing_weights, spectral_gap, with_missing
+from p2pfl.graphs.mixing import metropolis, mixing_csr, mixing_matrix, mixing_weights, with_missing
 from p2pfl.graphs.named import build
+from p2pfl.graphs.spectra import spectral_gap
 from p2pfl.graphs.topology import Topology
 
 THIRD = 1 / 3
@@ -157,6 +158,62 @@ def test_directed_of_equal_degrees_is_doubly_stochastic(topology: Topology) -> N
     assert np.abs(matrix.sum(axis=0) - 1).max() < 1e-14
 
 
+def assert_rows_as_a_live_peer_has_them(topology: Topology) -> None:
+    matrix = mixing_csr(topology)
+    assert matrix.has_sorted_indices
+    for node in range(topology.nodes):
+        row = slice(matrix.indptr[node], matrix.indptr[node + 1])
+        stored = dict(zip(matrix.indices[row].tolist(), matrix.data[row].tolist(), strict=True))
+        assert list(stored) == sorted(stored)
+        assert stored == mixing_weights(topology, node)  # equal floats: the same bits
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.one_of(undirected(), circulant()))
+def test_sparse_matrix_has_the_rows_of_a_live_peer_to_the_bit(topology: Topology) -> None:
+    assert_rows_as_a_live_peer_has_them(topology)
+
+
+@pytest.mark.parametrize(
+    ("spec", "nodes"),
+    [
+        ("star", 40),
+        ("barbell", 61),
+        ("barabasi-albert:m=9", 60),
+        ("equi-static", 50),
+        ("equi-static:directed=true", 50),
+        ("base:k=3", 23),
+        ("epidemic-local", 50),
+    ],
+)
+def test_sparse_matrix_of_many_neighbors_adds_one_by_one(spec: str, nodes: int) -> None:
+    assert_rows_as_a_live_peer_has_them(build(spec, nodes, round=3))
+
+
+def test_sparse_matrix_keeps_a_diagonal_of_zero() -> None:
+    swap = Topology("swap", 2, ((0, 1),), weights=((0, 1, 1.0), (1, 0, 1.0)))
+    assert mixing_csr(swap).indices.tolist() == [0, 1, 0, 1]
+    assert mixing_csr(swap).data.tolist() == [0.0, 1.0, 1.0, 0.0]
+
+
+def test_a_million_nodes_are_mixed_without_a_dense_matrix() -> None:
+    torus = build("torus", 10**6)
+    matrix = mixing_csr(torus)
+    assert torus.name == "torus:rows=1000,cols=1000"
+    assert matrix.nnz == 5 * 10**6
+    assert np.abs(matrix @ np.ones(10**6) - 1).max() < 1e-15
+    assert matrix.indices[:5].tolist() == [0, 1, 999, 1000, 999000]
+
+
+def test_sparse_matrix_refuses_what_would_drift_unsaid() -> None:
+    arcs = ((0, 1), (1, 2), (2, 0), (0, 2))
+    with pytest.raises(TopologyError, match="the average would drift"):
+        mixing_csr(Topology("mine", 3, arcs, directed=True))
+    said = Topology("mine", 3, arcs, directed=True, drifting=True)
+    assert mixing_weights(said, 2) == {2: 1 - (THIRD + THIRD), 0: THIRD, 1: THIRD}
+    assert mixing_matrix(said).sum(axis=1) == pytest.approx([1, 1, 1], abs=1e-15)
+
+
 @settings(max_examples=60, deadline=None)
 @given(undirected(), st.data())
 def test_without_anyone_missing_no_bit_changes_and_self_is_always_what_is_left(
@@ -201,6 +258,9 @@ def test_gap_of_the_directed_exponential_is_two_over_one_plus_its_degree_for_eve
         ("star", (0.062500, 0.040000, 0.015625)),
         ("torus", (0.400000, 0.276393, 0.117157)),
         ("grid", (0.131359, 0.083787, 0.032295)),
+        ("complete", (1.0, 1.0, 1.0)),
+        ("tree", (0.022040, 0.013371, 0.004448)),
+        ("barbell", (0.022685, 0.005953, 0.001786)),
         ("exponential", (0.400000, 0.489139, 0.285714)),
         ("exponential-symmetric", (0.500000, 0.610085, 0.333333)),
     ],
@@ -247,8 +307,28 @@ def test_full_spectrum_of_the_torus(rows: int, cols: int) -> None:
     assert np.linalg.eigvalsh(matrix) == pytest.approx(expected, abs=1e-12)
 
 
-def test_full_spectrum_of_the_star() -> None:
-    assert np.linalg.eigvalsh(mixing_matrix(build("star", 9))) == pytest.approx([0, *[8 / 9] * 7, 1], abs=1e-12)
+@pytest.mark.parametrize("nodes", [3, 9, 16, 25, 64])
+def test_full_spectrum_of_the_star(nodes: int) -> None:
+    expected = [0, *[1 - 1 / nodes] * (nodes - 2), 1]
+    assert np.linalg.eigvalsh(mixing_matrix(build("star", nodes))) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 6, 7])
+def test_full_spectrum_of_the_hypercube(d: int) -> None:
+    expected = sorted(1 - 2 * k / (d + 1) for k in range(d + 1) for _ in range(math.comb(d, k)))
+    assert np.linalg.eigvalsh(mixing_matrix(build("hypercube", 2**d))) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("nodes", [3, 10, 33])
+def test_full_spectrum_of_the_chain(nodes: int) -> None:
+    expected = sorted(1 / 3 + 2 / 3 * math.cos(math.pi * k / nodes) for k in range(nodes))
+    assert np.linalg.eigvalsh(mixing_matrix(build("chain", nodes))) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("d", "gap_of_both"), [(4, 2 / 5), (6, 2 / 7)])
+def test_hypercube_and_static_exponential_have_one_gap(d: int, gap_of_both: float) -> None:
+    assert gap("hypercube", 2**d) == pytest.approx(gap_of_both, abs=1e-12)
+    assert gap("exponential", 2**d) == pytest.approx(gap_of_both, abs=1e-12)
 
 
 def test_gap_is_nothing_where_nothing_is_shared() -> None:

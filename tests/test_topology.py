@@ -2,6 +2,7 @@ import dataclasses
 import pickle
 
 import networkx as nx
+import numpy as np
 import pytest
 
 from p2pfl.errors import TopologyError
@@ -142,6 +143,82 @@ def test_bad_weights_are_refused(
     nodes = 1 + max(max(edge) for edge in edges)
     with pytest.raises(TopologyError, match=says):
         Topology("t", nodes, edges, directed, weights)
+
+
+def test_drifting_weights_need_rows_of_one_only() -> None:
+    rows = ((0, 0, 0.5), (0, 1, 0.25), (0, 2, 0.25), (1, 0, 0.5), (1, 1, 0.5), (2, 0, 0.5), (2, 2, 0.5))
+    edges = ((0, 1), (0, 2))
+    with pytest.raises(TopologyError, match="not symmetric between 0 and 1"):
+        Topology("t", 3, edges, weights=rows)
+    topology = Topology("t", 3, edges, weights=rows, drifting=True)
+    assert topology.weights == rows
+    assert not topology.doubly_stochastic  # column 0 sums to 1.5
+    with pytest.raises(TopologyError, match=r"sum to 1\.5 in row 0: rows must sum to 1$"):
+        Topology("t", 3, edges, weights=((0, 0, 1.0), *rows[1:]), drifting=True)
+
+
+def test_doubly_stochastic_is_what_keeps_the_average() -> None:
+    assert Topology("t", 3, ((0, 1), (0, 2))).doubly_stochastic
+    assert Topology("t", 3, ((0, 1), (1, 2), (2, 0)), directed=True).doubly_stochastic
+    assert not Topology("t", 3, ((0, 1), (1, 2), (2, 0), (0, 2)), directed=True).doubly_stochastic
+    even = ((0, 0, 0.5), (0, 1, 0.5), (1, 0, 0.5), (1, 1, 0.5))
+    assert Topology("t", 2, ((0, 1),), weights=even).doubly_stochastic
+    assert Topology("t", 2, ((0, 1),), weights=even, drifting=True).doubly_stochastic
+
+
+def test_arrays_make_the_same_topology_as_tuples() -> None:
+    pairs = np.array([[2, 1], [1, 0]])
+    weights = np.array([[0, 0, 0.5], [0, 1, 0.5], [1, 0, 0.5], [1, 2, 0.5], [2, 1, 0.5], [2, 2, 0.5]])
+    one = Topology("t", 3, pairs, weights=weights)
+    other = Topology("t", 3, ((0, 1), (1, 2)), weights=[(int(i), int(j), value) for i, j, value in weights])
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one != Topology("t", 3, pairs)
+    assert one.pairs.tolist() == [[0, 1], [1, 2]]
+    assert one.arc_array.tolist() == [[0, 1], [1, 0], [1, 2], [2, 1]]
+    assert one.link_weights is not None
+    assert one.link_weights.tolist() == [0.5] * 4
+
+
+def test_arrays_are_read_only_and_the_caller_keeps_its_own() -> None:
+    pairs = np.array([[0, 1]])
+    topology = Topology("t", 2, pairs)
+    pairs[0] = 5
+    assert topology.edges == ((0, 1),)
+    for array in (topology.pairs, topology.arc_array, topology.links, topology.degrees, topology.out_degrees):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
+def test_links_are_receiver_and_sender() -> None:
+    topology = Topology("t", 3, ((2, 0), (1, 0), (0, 1)), directed=True)
+    assert topology.links.tolist() == [[0, 1], [0, 2], [1, 0]]
+    assert topology.degrees.tolist() == [2, 1, 0]
+    assert topology.out_degrees.tolist() == [1, 1, 1]
+
+
+def test_links_leave_the_rest_to_self() -> None:
+    pairs, values = np.array([[0, 1], [1, 2]]), np.array([0.25, 0.5])
+    topology = Topology.of_links("t", 3, pairs, values)
+    assert topology.weights == (
+        (0, 0, 0.75), (0, 1, 0.25), (1, 0, 0.25), (1, 1, 0.25), (1, 2, 0.5), (2, 1, 0.5), (2, 2, 0.5),
+    )  # fmt: skip
+    both_ways = Topology.of_links("t", 3, pairs, np.array([[0.25, 0.5], [0.5, 0.125]]), drifting=True)
+    assert both_ways.weights_on(1) == {0: 0.25, 2: 0.125}
+    assert both_ways.weights_on(0) == {1: 0.5}
+    ring = Topology.of_links("t", 3, np.array([[0, 1], [1, 2], [2, 0]]), np.full(3, 0.25), directed=True)
+    assert ring.weights_on(0) == {2: 0.25}
+    assert ring.doubly_stochastic
+
+
+def test_a_node_too_large_for_an_array_is_out_of_range() -> None:
+    with pytest.raises(TopologyError, match="no node 100000000000000000000"):
+        Topology("t", 2, ((0, 10**20),))
+
+
+def test_an_edge_is_two_whole_numbers() -> None:
+    with pytest.raises(TypeError):
+        Topology("t", 2, ((0, 1.0),))  # type: ignore[arg-type]  # what a caller without mypy may do
 
 
 def test_weights_within_a_billionth_pass() -> None:

@@ -1,19 +1,30 @@
+import math
 import tomllib
 from pathlib import Path
 
 import networkx as nx
+import numpy as np
 import pytest
 
 from p2pfl.errors import TopologyError, UsageError
-from p2pfl.graphs.mixing import mixing_matrix, mixing_weights, spectral_gap
+from p2pfl.graphs.mixing import mixing_matrix, mixing_weights
 from p2pfl.graphs.named import NAMES, build
+from p2pfl.graphs.named import schedule as build_schedule
+from p2pfl.graphs.spectra import spectral_gap
 from p2pfl.graphs.topology import Topology
-from p2pfl.topology_files import list_files, load_topology, ready_folder
+from p2pfl.recipe import travelling
+from p2pfl.topology_files import list_files, load_schedule, load_topology, ready_folder
 
 READY = {  # nodes and edges
+    "abilene": (11, 14),
+    "de-bruijn": (8, 14),
+    "dodecahedron": (20, 30),
+    "fastest-chain": (8, 7),
     "florentine-families": (15, 20),
     "icosahedron": (12, 30),
     "karate-club": (34, 78),
+    "krackhardt-kite": (10, 18),
+    "nsfnet": (14, 21),
     "office-tree": (9, 8),
     "petersen": (10, 15),
     "ring-of-cliques": (12, 16),
@@ -53,6 +64,8 @@ def test_ready_file_says_what_it_is_and_where_it_is_from(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "graph"),
     [
+        ("dodecahedron", nx.dodecahedral_graph()),
+        ("krackhardt-kite", nx.krackhardt_kite_graph()),
         ("petersen", nx.petersen_graph()),
         ("icosahedron", nx.icosahedral_graph()),
         ("karate-club", nx.karate_club_graph()),
@@ -68,6 +81,28 @@ def test_ready_file_is_the_known_graph(name: str, graph: nx.Graph) -> None:
 def test_petersen_gap() -> None:
     # Its adjacency has 3, 1 and -2, so W = (I + A)/4 has 1, 1/2 and -1/4.
     assert spectral_gap(mixing_matrix(load_topology("petersen", 10))) == pytest.approx(0.5, abs=1e-12)
+
+
+def test_de_bruijn_is_exact_after_three_rounds_for_ever_the_same() -> None:
+    schedule = load_schedule("de-bruijn", None)
+    assert (schedule.period, schedule.settled_after) == (1, 3)
+    matrix = mixing_matrix(schedule.at(0))
+    assert np.array_equal(matrix @ matrix @ matrix, np.full((8, 8), 1 / 8))
+    assert matrix[3].tolist() == [0, 0.5, 0, 0, 0, 0.5, 0, 0]
+
+
+def test_fastest_chain_has_the_best_gap_of_any_weights() -> None:
+    matrix = mixing_matrix(load_topology("fastest-chain", None))
+    assert spectral_gap(matrix) == pytest.approx(1 - math.cos(math.pi / 8), abs=1e-12)
+    assert spectral_gap(mixing_matrix(build("chain", 8))) == pytest.approx(
+        2 / 3 * (1 - math.cos(math.pi / 8)), abs=1e-12
+    )
+
+
+@pytest.mark.parametrize(("name", "degrees"), [("nsfnet", (2, 4)), ("abilene", (2, 3))])
+def test_backbones_have_no_hub_and_no_end(name: str, degrees: tuple[int, int]) -> None:
+    topology = load_topology(name, None)
+    assert (topology.degrees.min(), topology.degrees.max()) == degrees
 
 
 def test_ready_files_are_beside_a_checkout_and_inside_an_installed_package(tmp_path: Path) -> None:
@@ -103,7 +138,7 @@ def test_a_topology_already_loaded_is_only_checked_to_fit() -> None:
         ("petersn", "did you mean 'petersen'"),
         ("nothing-like-it", "There are: ring, .*two-cliques-bridge"),
         ("petersen:k=3", "has no options"),
-        ("no/such.toml", "no topology file 'no/such.toml'; ready ones, by bare name: florentine"),
+        ("no/such.toml", "no topology file 'no/such.toml'; ready ones, by bare name: abilene"),
         ("some/folder", "must end in .toml"),
     ],
 )
@@ -156,6 +191,90 @@ def test_toml_weights_of_arcs_are_rows_of_receivers(tmp_path: Path) -> None:
 
 def test_a_node_alone_is_a_topology(tmp_path: Path) -> None:
     assert load_topology(write(tmp_path, "t.toml", 'name = "m"\nedges = []'), 1) == Topology("m", 1, ())
+
+
+def test_toml_weights_may_drift_if_they_say_so(tmp_path: Path) -> None:
+    text = 'name = "m"\nedges = [[0, 1], [1, 2]]\nweights = [[0.5, 0.5, 0], [0.25, 0.5, 0.25], [0, 0.5, 0.5]]\n'
+    with pytest.raises(TopologyError, match="not symmetric"):
+        load_topology(write(tmp_path, "t.toml", text), None)
+    topology = load_topology(write(tmp_path, "t.toml", text + "drifting = true"), None)
+    assert topology.drifting
+    assert not topology.doubly_stochastic
+    assert mixing_weights(topology, 1) == {1: 0.5, 0: 0.25, 2: 0.25}
+
+
+# Schedules and cycles of files
+
+
+def test_any_name_makes_a_schedule() -> None:
+    assert load_schedule("base:k=2", 5).period == build_schedule("base:k=2", 5).period
+    assert load_schedule("random-matching", 8, seed=3).name == "random-matching:seed=3"
+    assert load_schedule("petersen", 10).at(7) == load_topology("petersen", None)
+    topology = Topology("mine", 2, ((0, 1),))
+    assert load_schedule(topology, 2).at(0) is load_schedule(topology, None).at(0) is topology
+    of = load_schedule("base", 5)
+    assert load_schedule(of, None) is load_schedule(of, 5) is of
+    with pytest.raises(TopologyError, match="say how many"):
+        load_schedule("base", None)
+
+
+def test_the_topology_of_a_schedule_is_its_first_round() -> None:
+    assert load_topology("one-peer-hypercube", 4).edges == ((0, 1), (2, 3))
+
+
+def test_cycle_of_files_in_turn(tmp_path: Path) -> None:
+    first = write(tmp_path, "first.txt", "0 1\n2 3\n")  # alone it is not connected
+    second = write(tmp_path, "second.toml", 'name = "second"\nedges = [[0, 2], [1, 3]]')
+    spec = f"cycle:files={first}+{second}"
+    cycle = load_schedule(spec, None)
+    assert (cycle.name, cycle.nodes, cycle.period, cycle.settled_after) == (spec, 4, 2, 2)
+    assert [cycle.at(round).edges for round in (0, 1, 2)] == [((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 1), (2, 3))]
+    assert load_schedule(spec, 4).at(1) == cycle.at(1)
+    assert load_topology(spec, 4).edges == ((0, 1), (2, 3))
+    with pytest.raises(TopologyError, match=r"first\.txt.*has 4 nodes, the network 5 peers"):
+        load_schedule(spec, 5)
+
+
+def test_cycle_of_files_travels_in_a_recipe(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine.txt", "0 1\n2 3\n")
+    other = write(tmp_path, "other.txt", "0 2\n1 3\n")
+    written = travelling(f"cycle:files={path}+{other}")
+    assert written == "cycle:edges=0-1/2-3|0-2/1-3,directed=false,of=4"
+    assert travelling(written) == written
+    assert build_schedule(written, 4).settled_after == 2
+    assert travelling("cycle:files=petersen+petersen").count("|") == 1
+    assert travelling("base:k=2") == "base:k=2"
+
+
+def test_weights_of_a_file_travel_in_a_recipe() -> None:
+    written = travelling("fastest-chain")
+    assert written.startswith("graph:edges=0-1:0.5/1-2:0.5/")
+    assert mixing_matrix(build(written, 8)).tolist() == mixing_matrix(load_topology("fastest-chain", None)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("spec", "says"),
+    [
+        ("cycle:files=petersen+ring", "'ring' is no file; a cycle takes files and ready ones: abilene"),
+        ("cycle:files=petersen+", "not of the form cycle:files=A[+]B[+]C, with nothing else"),
+        ("cycle:files=petersen,of=10", "with nothing else"),
+        (
+            "cycle:files=petersen+karate-club",
+            "'petersen' has 10 nodes and 'karate-club' 34: in a cycle all need the same",
+        ),
+        ("cycle:files=petersn+petersen", "did you mean 'petersen'"),
+        ("cycle:files=petersen+no.toml", "no topology file 'no.toml'"),
+    ],
+)
+def test_a_cycle_that_cannot_be_is_refused_with_the_mend(spec: str, says: str) -> None:
+    with pytest.raises(TopologyError, match=says):
+        load_schedule(spec, None)
+
+
+def test_a_cycle_that_leaves_parts_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "mine.txt", "0 1\n2 3\n")
+    with pytest.raises(TopologyError, match="together are not connected but leave parts of 2, 2 nodes: link them"):
+        load_schedule(f"cycle:files={path}+{path}", None)
 
 
 @pytest.mark.parametrize(

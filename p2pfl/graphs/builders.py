@@ -5,41 +5,43 @@ same topology again.
 """
 
 import math
-from collections.abc import Iterable
-from itertools import combinations
 
 import networkx as nx
+import numpy as np
 
 from p2pfl.errors import TopologyError
-from p2pfl.graphs.topology import Topology
+from p2pfl.graphs.topology import Ints, Topology, distinct
 
 
 def ring(nodes: int) -> Topology:
     """Each node linked with the next, the last with the first."""
-    return _undirected("ring", nodes, ((i, (i + 1) % nodes) for i in range(nodes)))
+    everyone = _everyone(nodes)
+    return _undirected("ring", nodes, (everyone, (everyone + 1) % max(nodes, 1)))
 
 
 def chain(nodes: int) -> Topology:
     """Each node linked with the next."""
-    return _undirected("chain", nodes, ((i, i + 1) for i in range(nodes - 1)))
+    everyone = _everyone(nodes)
+    return _undirected("chain", nodes, (everyone[:-1], everyone[1:]))
 
 
 def star(nodes: int) -> Topology:
     """Node 0 linked with all others."""
-    return _undirected("star", nodes, ((0, i) for i in range(1, nodes)))
+    others = _everyone(nodes)[1:]
+    return _undirected("star", nodes, (np.zeros_like(others), others))
 
 
 def complete(nodes: int) -> Topology:
     """Every node linked with every other."""
-    return _undirected("complete", nodes, combinations(range(nodes), 2))
+    return _undirected("complete", nodes, np.triu_indices(max(nodes, 0), 1))
 
 
 def grid(nodes: int, rows: int | None = None, cols: int | None = None) -> Topology:
     """Rows and columns, linked to the right and down; as square as can be unless told."""
     name, rows, cols = _fold("grid", nodes, rows, cols)
-    right = ((i, i + 1) for i in range(nodes) if (i + 1) % cols)
-    down = ((i, i + cols) for i in range(nodes - cols))
-    return _undirected(name, nodes, (*right, *down))
+    everyone = _everyone(nodes)
+    right = everyone[(everyone + 1) % cols != 0]
+    return _undirected(name, nodes, (right, right + 1), (everyone[:-cols], everyone[cols:]))
 
 
 def torus(nodes: int, rows: int | None = None, cols: int | None = None) -> Topology:
@@ -48,9 +50,16 @@ def torus(nodes: int, rows: int | None = None, cols: int | None = None) -> Topol
     With two rows (or columns) the link down and the link back up are one edge; with one there is none.
     """
     name, rows, cols = _fold("torus", nodes, rows, cols)
-    right = ((i, i - i % cols + (i + 1) % cols) for i in range(nodes))
-    down = ((i, (i + cols) % nodes) for i in range(nodes))
-    return _undirected(name, nodes, (*right, *down))
+    everyone = _everyone(nodes)
+    right = everyone - everyone % cols + (everyone + 1) % cols
+    return _undirected(name, nodes, (everyone, right), (everyone, (everyone + cols) % max(nodes, 1)))
+
+
+def hypercube(nodes: int) -> Topology:
+    """Nodes numbered in binary, linked where one digit differs; a power of two of them."""
+    require_power_of_two("hypercube", nodes)
+    everyone = _everyone(nodes)
+    return _undirected("hypercube", nodes, *((everyone, everyone ^ hop) for hop in hops(nodes)))
 
 
 def exponential(nodes: int) -> Topology:
@@ -58,15 +67,32 @@ def exponential(nodes: int) -> Topology:
 
     Source: Ying et al., "Exponential graph is provably efficient for decentralized deep training", 2021, section 3.
     """
-    arcs = tuple((i, (i + hop) % nodes) for i in range(nodes) for hop in _hops(nodes))
-    return Topology("exponential", nodes, arcs, directed=True)
+    everyone = _everyone(nodes)
+    arcs = [np.stack([everyone, (everyone + hop) % nodes], axis=1) for hop in hops(nodes)]
+    return Topology("exponential", nodes, _joined(arcs), directed=True)
 
 
 def exponential_symmetric(nodes: int) -> Topology:
     """Each node linked with those 1, 2, 4, 8, … places on and back, undirected."""
-    return _undirected(
-        "exponential-symmetric", nodes, ((i, (i + hop) % nodes) for i in range(nodes) for hop in _hops(nodes))
-    )
+    everyone = _everyone(nodes)
+    return _undirected("exponential-symmetric", nodes, *((everyone, (everyone + hop) % nodes) for hop in hops(nodes)))
+
+
+def tree(nodes: int, k: int = 2) -> Topology:
+    """A tree in which each node has k nodes below it, filled level by level from node 0."""
+    if k < 1:
+        raise TopologyError(f"a tree with k={k} nodes below each cannot be: take k=1 (a chain) or more")
+    below = _everyone(nodes)[1:]
+    return _undirected(f"tree:k={k}", nodes, ((below - 1) // k, below))
+
+
+def barbell(nodes: int) -> Topology:
+    """Two halves, all linked within, and one link between them; an odd node sits on that link."""
+    half = max(nodes, 0) // 2
+    first, second = np.triu_indices(half, 1)
+    bridge = _everyone(nodes)[max(half - 1, 0) : nodes - half + 1]
+    far = nodes - half
+    return _undirected("barbell", nodes, (first, second), (first + far, second + far), (bridge[:-1], bridge[1:]))
 
 
 def random_regular(nodes: int, k: int = 4, seed: int = 0) -> Topology:
@@ -93,29 +119,83 @@ def random_regular(nodes: int, k: int = 4, seed: int = 0) -> Topology:
         seed += 1
 
 
-def graph(nodes: int, edges: str = "-", directed: bool = False, of: int | None = None) -> Topology:
-    """The edges written out, as `0-1/1-2`: how a topology from a file travels in a recipe."""
-    pairs = []
-    for pair in edges.split("/") if edges != "-" else []:
-        first, dash, second = pair.partition("-")
-        if not (dash and first.isascii() and first.isdigit() and second.isascii() and second.isdigit()):
-            raise TopologyError(f"{pair!r} is no edge: write edges as 0-1/1-2")
-        pairs.append((int(first), int(second)))
+def graph(
+    nodes: int, edges: str = "-", directed: bool = False, of: int | None = None, drifting: bool = False
+) -> Topology:
+    """The edges written out, as `0-1/1-2`: how a topology from a file travels in a recipe.
+
+    Args:
+        nodes: how many.
+        edges: two nodes each, sender and receiver if directed, and behind a colon the weight that the second puts on
+            the first, as `0-1:0.25`; of an undirected edge also the other way around, `0-1:0.25:0.5`, if it differs.
+        directed: whether they are arcs.
+        of: the number of nodes that it is for; None for any.
+        drifting: whether the weights may let the network's average drift.
+    """
     if of is not None and of != nodes:
         raise TopologyError(
             f"the topology has {of} nodes, the network {nodes} peers: use {of} peers, or a topology for any number"
         )
-    name = f"graph:edges={edges},directed={str(directed).lower()}" + (f",of={of}" if of is not None else "")
-    return Topology(name, nodes, tuple(pairs), directed=directed)
+    name = f"graph:{graph_options(edges, directed, of, drifting)}"
+    pairs: list[tuple[int, int]] = []
+    weights: list[list[float]] = []
+    for edge in edges.split("/") if edges != "-" else []:
+        pair, *numbers = edge.split(":")
+        first, dash, second = pair.partition("-")
+        if not (dash and first.isascii() and first.isdigit() and second.isascii() and second.isdigit()):
+            raise TopologyError(f"{pair!r} is no edge: write edges as 0-1/1-2")
+        try:
+            weights.append([float(number) for number in numbers])
+        except ValueError:
+            raise TopologyError(f"{edge!r} has no weight that is a number: write edges as 0-1:0.25/1-2:0.5") from None
+        pairs.append((int(first), int(second)))
+    counts = {len(numbers) for numbers in weights}
+    if counts <= {0}:
+        return Topology(name, nodes, pairs, directed, drifting=drifting)
+    if not counts <= ({1} if directed else {1, 2}):
+        most = "a weight" if directed else "a weight, or one for each way"
+        raise TopologyError(f"in {edges!r} some edges have another number of weights: give {most} to all or none")
+    there_and_back = np.array([[numbers[0], numbers[-1]] for numbers in weights])
+    checked = Topology(name, nodes, pairs, directed)  # says what is wrong with the pairs before they are weighed
+    values = there_and_back[:, 0] if directed else there_and_back
+    return Topology.of_links(name, checked.nodes, np.array(pairs, dtype=np.int64), values, directed, drifting)
 
 
-def _undirected(name: str, nodes: int, pairs: Iterable[tuple[int, int]]) -> Topology:
+def graph_options(edges: str, directed: bool, of: int | None, drifting: bool) -> str:
+    """The options of `graph` as they are spelled."""
+    text = f"edges={edges},directed={str(directed).lower()}" + (f",of={of}" if of is not None else "")
+    return f"{text},drifting=true" if drifting else text
+
+
+def _undirected(name: str, nodes: int, *links: tuple[Ints, Ints]) -> Topology:
     """Drop self-loops and the second of double edges, which small rings have."""
-    return Topology(name, nodes, tuple({(min(pair), max(pair)) for pair in pairs if pair[0] != pair[1]}))
+    one, other = (np.concatenate([ends[side] for ends in links]) if links else _everyone(0) for side in (0, 1))
+    keys = np.minimum(one, other) * max(nodes, 1) + np.maximum(one, other)
+    keys = distinct(keys[one != other])
+    return Topology(name, nodes, np.stack([keys // max(nodes, 1), keys % max(nodes, 1)], axis=1))
 
 
-def _hops(nodes: int) -> list[int]:
-    return [2**k for k in range((nodes - 1).bit_length())]  # ⌈log2 nodes⌉ of them, without the rounding of log2
+def _everyone(nodes: int) -> Ints:
+    return np.arange(max(nodes, 0))  # Topology itself refuses fewer than 1
+
+
+def _joined(parts: list[Ints]) -> Ints:
+    return np.concatenate([np.empty((0, 2), dtype=np.int64), *parts])
+
+
+def hops(nodes: int) -> list[int]:
+    """1, 2, 4, … below `nodes`: ⌈log2 nodes⌉ of them, without the rounding of a logarithm."""
+    return [2**k for k in range((nodes - 1).bit_length())]
+
+
+def require_power_of_two(name: str, nodes: int) -> None:
+    """Refuse any other number of nodes than 1, 2, 4, 8, …, and name the nearest that will do."""
+    if nodes > 0 and nodes & (nodes - 1):
+        above = 1 << nodes.bit_length()
+        raise TopologyError(
+            f"there is no {name} of {nodes} peers: it needs a power of two; make it {above // 2} or {above} peers, "
+            "or take 'exponential-symmetric' or 'base', which serve any number"
+        )
 
 
 def _fold(kind: str, nodes: int, rows: int | None, cols: int | None) -> tuple[str, int, int]:
@@ -128,7 +208,7 @@ def _fold(kind: str, nodes: int, rows: int | None, cols: int | None) -> tuple[st
                 f"{nodes} is prime, so there is no {kind} of {nodes} peers: make it {nodes - 1} or {nodes + 1} peers, "
                 f"or take {line!r} or 'exponential-symmetric'"
             )
-        return kind, rows, nodes // rows
+        return f"{kind}:rows={rows},cols={nodes // rows}", rows, nodes // rows
     given = [size for size in (rows, cols) if size is not None]
     if min(given) < 1 or nodes % given[0] or (len(given) == 2 and math.prod(given) != nodes):
         divisors = ", ".join(str(size) for size in range(1, nodes + 1) if nodes % size == 0)

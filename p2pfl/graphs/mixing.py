@@ -1,13 +1,14 @@
 """Mixing weights: what each node puts on the models it has, its own included.
 
 Invariant: a node's own weight is 1 minus the others', added one by one in sorted order. So every row sums to 1, a row
-of `mixing_matrix` is bit for bit what a live peer uses, and `with_missing` of nothing changes no bit.
+of `mixing_csr` is bit for bit what a live peer uses, and `with_missing` of nothing changes no bit.
 """
 
 from collections.abc import Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
 
 from p2pfl.errors import TopologyError
 from p2pfl.graphs.topology import Topology
@@ -48,12 +49,7 @@ def mixing_weights(topology: Topology, node: int) -> dict[int, float]:
         return _with_self(node, topology.weights_on(node))
     if not topology.directed:
         return _with_self(node, metropolis(len(sources), {source: topology.degree(source) for source in sources}))
-    if not topology.regular:
-        raise TopologyError(
-            f"topology {topology.name!r} is directed and its degrees differ, so equal weights would not be doubly "
-            "stochastic and the average would drift: let every node receive and send the same number, give weights, "
-            "or make it undirected"
-        )
+    _keeps_average(topology)
     return _with_self(node, {source: 1 / (1 + len(sources)) for source in sources})
 
 
@@ -78,26 +74,50 @@ def with_missing(weights: Mapping[int, float], node: int, missing: Collection[in
     )
 
 
-def mixing_matrix(topology: Topology) -> npt.NDArray[np.float64]:
-    """The weights of all nodes: row i is what node i puts on each; [nodes, nodes]."""
-    matrix = np.zeros((topology.nodes, topology.nodes))
-    for node in range(topology.nodes):
-        for source, weight in mixing_weights(topology, node).items():
-            matrix[node, source] = weight
+def mixing_csr(topology: Topology) -> csr_array:
+    """The weights of all nodes, rows as `mixing_weights` gives them to the bit, columns sorted; [nodes, nodes].
+
+    The diagonal is stored even where it is 0.
+
+    Raises:
+        TopologyError: directed, without weights, and of unequal degrees.
+    """
+    nodes, links = topology.nodes, topology.links
+    receivers, senders = links[:, 0], links[:, 1]
+    values = topology.link_weights
+    if values is None and not topology.directed:
+        values = 1 / (1 + np.maximum(topology.degrees[receivers], topology.degrees[senders]))
+    elif values is None:
+        _keeps_average(topology)
+        values = 1 / (1 + topology.degrees[receivers])
+    # bincount adds one by one in order, as `_with_self` does; a sum of an array would add in pairs, to other bits.
+    own = 1 - np.bincount(receivers, weights=values, minlength=nodes)
+    before = np.bincount(receivers[senders < receivers], minlength=nodes)
+    starts = np.concatenate([[0], np.cumsum(topology.degrees + 1)])
+    at_own = starts[:-1] + before
+    at_link = np.arange(len(links)) + receivers + (senders > receivers)
+    data, columns = np.empty(starts[-1]), np.empty(starts[-1], dtype=np.int64)
+    data[at_own], columns[at_own] = own, np.arange(nodes)
+    data[at_link], columns[at_link] = values, senders
+    matrix = csr_array((data, columns, starts), shape=(nodes, nodes))
+    matrix.has_sorted_indices = True
     return matrix
 
 
-def spectral_gap(matrix: npt.NDArray[np.float64]) -> float:
-    """1 minus the second largest |eigenvalue|: 1 is consensus in one round, 0 is never.
+def mixing_matrix(topology: Topology) -> npt.NDArray[np.float64]:
+    """The weights of all nodes: row i is what node i puts on each; [nodes, nodes]."""
+    matrix: npt.NDArray[np.float64] = mixing_csr(topology).toarray()
+    return matrix
 
-    Args:
-        matrix: rows sum to 1; [nodes, nodes]. Symmetric to the bit is faster and more exact.
-    """
-    if len(matrix) == 1:
-        return 1.0
-    symmetric = np.array_equal(matrix, matrix.T)
-    eigenvalues = np.linalg.eigvalsh(matrix) if symmetric else np.linalg.eigvals(matrix)
-    return 1 - float(np.sort(np.abs(eigenvalues))[-2])
+
+def _keeps_average(topology: Topology) -> None:
+    """Refuse equal weights on a directed topology of unequal degrees, unless it says that its average may drift."""
+    if not (topology.regular or topology.drifting):
+        raise TopologyError(
+            f"topology {topology.name!r} is directed and its degrees differ, so equal weights would not be doubly "
+            "stochastic and the average would drift: let every node receive and send the same number, give weights, "
+            "or make it undirected"
+        )
 
 
 def _with_self(node: int, others: Mapping[int, float]) -> dict[int, float]:

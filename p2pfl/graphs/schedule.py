@@ -1,12 +1,19 @@
 """A topology for every round: one that stays, one that repeats, or one drawn anew each round."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
+import numpy as np
+
+from p2pfl.graphs.mixing import mixing_csr
 from p2pfl.graphs.topology import Topology
 
-_DRAWN_KEPT = 4  # topologies of late rounds that stay at hand; peers are at most a round or two apart
+_DRAWN_KEPT = 8  # topologies of late rounds that stay at hand; peers are a few rounds apart
+_FEW = 256  # nodes for which multiplying matrices is quick
+_EXACT = 1e-12  # how far from the average a settled node may be, for rounding
+_JUMP = 1e-6  # and how far it must have been a round before
+_POWERS = 64  # rounds in which a directed topology that stays has settled, or never does
 
 
 @dataclass(frozen=True)
@@ -43,4 +50,30 @@ class Schedule:
     @classmethod
     def of(cls, topology: Topology) -> "Schedule":
         """The schedule that stays with one topology."""
-        return cls(topology.name, topology.nodes, 1, lambda _: topology)
+        return cls(topology.name, topology.nodes, 1, lambda _: topology).settled()
+
+    def settled(self) -> "Schedule":
+        """The same, with `settled_after` told by multiplying matrices where there are few nodes.
+
+        An undirected topology for all rounds is told at any size: it settles in the first, if it is complete, or never.
+        """
+        return replace(self, settled_after=self._settles())
+
+    def _settles(self) -> int | None:
+        if self.nodes == 1:
+            return 0
+        topologies = [self.at(round) for round in range(self.period or 0)]
+        if not topologies or not all(topology.doubly_stochastic for topology in topologies):
+            return None
+        if self.static and len(topologies[0].links) == self.nodes * (self.nodes - 1):
+            return 1 if np.abs(mixing_csr(topologies[0]).data - 1 / self.nodes).max() < _EXACT else None
+        # A symmetric matrix that stays settles at once or never; one that is not may take a few powers.
+        if self.nodes > _FEW or (self.static and not topologies[0].directed):
+            return None
+        off = np.eye(self.nodes) - 1 / self.nodes
+        for round in range(_POWERS if self.static else len(topologies)):
+            before = np.abs(off).max()
+            off = mixing_csr(self.at(round)) @ off
+            if np.abs(off).max() < _EXACT:
+                return round + 1 if before > _JUMP else None  # else it only came near, step by step
+        return None
