@@ -379,6 +379,7 @@ class Peer:
             fingerprint=recipe.fingerprint,
             rules=Rules(
                 topology=recipe.build_topology,
+                schedule=recipe.schedule,
                 rounds=recipe.rounds,
                 min_peers=recipe.min_peers,
                 patience=recipe.patience,

@@ -56,7 +56,10 @@ def together(folder: Path | None, resume: bool, **asked: Any) -> dict[str, Resul
     return asyncio.run(run())
 
 
-@pytest.mark.parametrize("asked", [{"bogus": 1}, {"lr": -1.0}, {"rounds": "many"}, {"topology": "/etc/passwd"}])
+@pytest.mark.parametrize(
+    "asked",
+    [{"bogus": 1}, {"lr": -1.0}, {"rounds": "many"}, {"topology": "/etc/passwd"}, {"mixing": "os:system"}],
+)
 def test_settings_that_no_recipe_can_have_cost_their_sender_alone(asked: dict[str, Any]) -> None:
     me, stranger = Member("mepeer00", "a", "a"), Member("strange0", "b", "b")
     core = PeerCore(me, "n", "one", {}, max_body=1, complaint=complaint)
@@ -78,6 +81,24 @@ def test_a_start_with_impossible_settings_is_refused() -> None:
     assert core.state == "lobby"
 
 
+def test_a_mixing_that_does_not_exist_is_refused_where_it_is_asked_for() -> None:
+    with pytest.raises(RecipeError, match="mixing: there is no 'metropolitan'; there are: auto, metropolis, "):
+        Peer("p", nn.Linear(1, 1), mixing="metropolitan")
+
+
+def test_weights_that_let_the_average_drift_are_warned_of_once_at_the_beginning() -> None:
+    told: dict[str, list[RunEvent]] = {"drifting": [], "kept": []}
+    for name, mixing in (("drifting", "uniform"), ("kept", "metropolis")):
+        network = LocalNetwork(topology="star", mixing=mixing, rounds=3, sinks=(told[name].append,))
+        for index in range(4):
+            network.add(f"p{index}", nn.Linear(3, 1), data(index))
+        network.run()
+    warnings = [event.text for event in told["drifting"] if isinstance(event, Warned)]
+    assert len(warnings) == 4
+    assert "do not keep the network's average" in warnings[0]
+    assert not [event for event in told["kept"] if isinstance(event, Warned)]
+
+
 def test_epochs_of_one_and_steps_of_another_are_a_conflict_and_the_lower_seat_stands() -> None:
     asked = [("ann", {"epochs": 2}), ("ben", {"steps": 5}), ("cat", {})]
     stands = agree(asked)
@@ -87,10 +108,11 @@ def test_epochs_of_one_and_steps_of_another_are_a_conflict_and_the_lower_seat_st
     assert conflict({"epochs": 2}, stands, asked) is conflict({}, stands, asked) is None
 
 
-def test_one_absurd_round_number_postpones_a_change_by_no_more_than_there_are_members() -> None:
-    assert change_round([3, 4, 10**9], 4, joining=False) == 4 + 3 + 1 + 2
+def test_one_absurd_round_number_postpones_a_change_by_no_more_than_there_are_members_or_a_few() -> None:
+    assert change_round([3, 4, 10**9], 4, joining=False) == 4 + 8 + 2
+    assert change_round([4] * 20 + [10**9], 4, joining=False) == 4 + 21 + 1 + 2
     assert change_round([5, 6], 5, joining=False) == 8
-    assert change_round([7, 7, 10**9], 0, joining=True) == 7 + 3 + 1 + 2
+    assert change_round([7, 7, 10**9], 0, joining=True) == 7 + 8 + 2
 
 
 def test_resuming_with_more_rounds_goes_on_where_the_run_stopped(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pfl.graphs.builders import ring
-from p2pfl.protocol.pace import budget_s, next_round, wait_s
+from p2pfl.protocol.pace import Recent, budget_s, next_round, wait_s
 from p2pfl.protocol.participant import Rules
 
 RULES = Rules(
@@ -62,7 +62,7 @@ def test_slow_peer_trains_as_long_as_the_median_and_a_late_one_half(
 
 
 @pytest.mark.parametrize(
-    ("ahead", "neighbors", "expected"),
+    ("known", "neighbors", "expected"),
     [
         ([], 0, 5),
         ([], 3, 5),
@@ -74,12 +74,71 @@ def test_slow_peer_trains_as_long_as_the_median_and_a_late_one_half(
         ([9, 7, 8], 3, 8),
         ([7, 1 << 40], 2, 7),
         ([3, 3], 2, 5),  # never back
+        ([60, 70], 2, 60),
+        ([60, 70, 80], 4, 70),
+        ([1 << 40], 1, 1 << 40),
     ],
 )
-def test_after_round_4_it_goes_on_where_most_neighbors_are(ahead: list[int], neighbors: int, expected: int) -> None:
-    assert next_round(4, ahead, neighbors) == expected
+def test_after_round_4_it_goes_on_where_most_neighbors_are(known: list[int], neighbors: int, expected: int) -> None:
+    rounds = dict(enumerate(known))
+    peers = [str(index) for index in range(neighbors)]
+    assert next_round(4, lambda round: peers, lambda peer: rounds.get(int(peer), 0)) == expected
 
 
-@given(st.integers(0, 99), st.lists(st.integers(0, 99)), st.integers(0, 9))
-def test_next_round_is_always_later_and_nobody_runs_ahead_of_all(number: int, ahead: list[int], neighbors: int) -> None:
-    assert number < next_round(number, ahead, neighbors) <= max([number + 1, *ahead])
+@pytest.mark.parametrize(
+    ("partners", "expected"),
+    [
+        ({5: "a", 6: "b"}, 5),  # a is in round 5, and waits
+        ({5: "b", 6: "a"}, 6),  # b is past 5, a not past 6
+        ({5: "b", 6: "b", 7: "", 8: "a"}, 8),  # nor is a round without anybody of use on the way there
+        ({5: "", 6: "b"}, 5),
+        ({5: "b", 6: "b", 7: "c"}, 7),
+        ({5: "ba", 6: "a"}, 5),  # of two one needs it
+        (dict.fromkeys(range(5, 99), "b"), 20),
+        ({round: "b" if round % 2 else "d" for round in range(5, 99)}, 20),
+        ({round: "bdd"[round % 3] for round in range(5, 99)}, 20),
+    ],
+)
+def test_where_neighbors_change_it_goes_on_with_the_first_round_that_somebody_needs(
+    partners: dict[int, str], expected: int
+) -> None:
+    rounds = {"a": 5, "b": 20, "c": 7, "d": 30}
+    assert next_round(4, lambda round: partners[round], rounds.__getitem__) == expected
+
+
+@given(st.integers(0, 99), st.lists(st.integers(0, 999)), st.integers(0, 9))
+def test_next_round_is_always_later_and_nobody_runs_ahead_of_all(number: int, known: list[int], more: int) -> None:
+    peers = [str(index) for index in range(len(known) + more)]
+    following = next_round(number, lambda round: peers, lambda peer: dict(enumerate(known)).get(int(peer), 0))
+    assert number < following <= max([number + 1, *known])
+
+
+def test_what_is_usual_is_known_of_all_neighbors_that_stay_and_of_the_last_few_that_change() -> None:
+    recent = Recent()
+    for index in range(20):
+        recent.note(f"p{index}", float(index), neighbors=1)
+    assert recent.but(("p19",)) == [12.0, 13.0, 14.0, 15.0, 16.0, 17.0, 18.0]
+    recent.note("p12", 1.0, neighbors=1)
+    recent.note("p20", 20.0, neighbors=1)
+    assert 1.0 in recent.but(())  # heard of again, so another one went
+    for index in range(20):
+        recent.note(f"q{index}", 0.5, neighbors=20)
+    recent.keep(("q1", "q2", "p0"))
+    assert recent.but(()) == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "usual_s", "expected_s"),
+    [
+        ([1.0], 1.5, 4.5),
+        ([4.0], 1.5, 12.0),  # as slow as it is itself
+        ([0.1], 0.1, 2.0),
+        ([1.0], 500.0, 600.0),
+        ([1.0], None, 600.0),
+        ([1.0, 5.0], 100.0, 15.0),  # a majority is there
+    ],
+)
+def test_where_neighbors_change_those_before_stand_in_for_a_majority(
+    arrivals: list[float], usual_s: float | None, expected_s: float
+) -> None:
+    assert wait_s(RULES, arrivals, 2, usual_s) == expected_s

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from live import HEAVY, LOOPBACK, PATIENCE_S, SLACK, Live, Running
 
+from p2pfl.recipe import recipe_of
+
 DROPPED_WITHIN_S = 1.0 * SLACK
 GONE_WITHIN_S = 2.0 * SLACK
 
@@ -183,6 +185,29 @@ def test_whole_network_stopped_and_resumed_goes_on_where_it_was(live: Live, firs
         assert started["at"] - new.of("Listening")[0]["at"] < 5.0 * SLACK
         assert new.rounds() == list(range(started["round"], 24))
         assert new.of("RoundFinished")[0]["test_loss"] < old.of("RoundFinished")[0]["test_loss"]
+
+
+@pytest.mark.parametrize("topology", ["one-peer-exponential", "random-matching"])
+def test_schedule_survives_a_kill_in_mid_round(live: Live, topology: str) -> None:
+    """Fault 1, where neighbors change every round."""
+    schedule = recipe_of({"topology": topology, "seed": 2}).schedule(4)
+    work: dict[str, Any] = {"rounds": 24, "steps": 2, "step_s": 0.05, "min_deadline_s": 20.0, "seed": 2}
+    a, b, c, d = processes = peers(live, "abcd", topology=topology, **work)
+    live.until("round 6", lambda: all(6 in peer.rounds() for peer in processes))
+    c.signal(signal.SIGKILL)
+    others = [a, b, d]
+    live.all_have(others, "Result")
+    settled(others)
+    for position, other in ((0, a), (1, b), (3, d)):
+        assert other.rounds() == list(range(24))
+        first, second = other.of("ViewTaken")
+        assert first["topology"].startswith(topology)  # with its seed, where it draws
+        assert second["topology"] == first["topology"]
+        assert (first["members"], second["members"]) == (["a", "b", "c", "d"], ["a", "b", "d"])
+        for one in other.of("RoundFinished")[:6]:
+            assert (one["neighbors"], one["missing"]) == (len(schedule.at(one["round"]).sources(position)), 0)
+        assert all(one["missing"] == 0 for one in other.of("RoundFinished") if one["round"] >= second["round"])
+    assert len({other.of("ViewTaken")[1]["round"] for other in others}) == 1
 
 
 def test_model_bytes_follow_from_rounds_and_edges_and_control_is_small(live: Live) -> None:

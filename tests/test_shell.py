@@ -34,7 +34,7 @@ from p2pfl.network.discovery import split_address
 from p2pfl.network.http import HttpTransport
 from p2pfl.network.transport import Body, Service, Transport, body_of
 from p2pfl.peer import Peer, Result, no_discovery
-from p2pfl.recipe import NetworkRecipe
+from p2pfl.recipe import NetworkRecipe, recipe_of
 from p2pfl.types import Setting
 
 E = TypeVar("E", bound=RunEvent)
@@ -234,9 +234,21 @@ def torch_build(name: str, kept: dict[str, Recorded]) -> Callable[[NetworkRecipe
     return build
 
 
-def test_memory_and_http_give_the_same_bits_for_every_peer_and_round(one_thread: None) -> None:
-    names = "abcde"
-    asked: dict[str, Setting] = {"topology": "ring", "rounds": 3, "seed": 3, "batch_size": 8, "lr": 0.2, **PATIENT}
+@pytest.mark.parametrize(
+    ("topology", "mixing", "names"),
+    [
+        ("ring", "auto", "abcde"),
+        ("one-peer-exponential", "auto", "abcd"),
+        ("random-matching", "auto", "abcd"),
+        ("random-matching", "lazy", "abcde"),
+    ],
+)
+def test_memory_and_http_give_the_same_bits_for_every_peer_and_round(
+    one_thread: None, topology: str, mixing: str, names: str
+) -> None:
+    rounds = 6
+    asked: dict[str, Setting] = {"topology": topology, "mixing": mixing, "rounds": rounds, "seed": 3, **PATIENT}
+    asked |= {"batch_size": 8, "lr": 0.2}
 
     in_memory: dict[str, Recorded] = {}
     network = LocalNetwork(sinks=(), **asked)
@@ -244,17 +256,21 @@ def test_memory_and_http_give_the_same_bits_for_every_peer_and_round(one_thread:
         network.add(name, torch_build(name, in_memory), NO_DATA)
     before = set(threading.enumerate())
     results = network.run()
-    assert {name: result.round for name, result in results.items()} == dict.fromkeys(names, 3)
+    assert {name: result.round for name, result in results.items()} == dict.fromkeys(names, rounds)
 
     over_http: dict[str, Recorded] = {}
 
     async def work() -> None:
-        nodes = Nodes(min_peers=5, **asked)
+        nodes = Nodes(min_peers=len(names), **asked)
         for name in names[::-1]:  # the order in which they come must not matter
             await nodes.start(name, torch_build(name, over_http))
         live = await nodes.results()
-        assert all(result.failures == {} and result.round == 3 for result in live.values())
-        assert [event.missing for result in live.values() for event in result.history] == [0] * 15
+        assert all(result.failures == {} and result.round == rounds for result in live.values())
+        assert [event.missing for result in live.values() for event in result.history] == [0] * (rounds * len(names))
+        schedule = recipe_of(asked).schedule(len(names))
+        for position, name in enumerate(names):
+            neighbors = [len(schedule.at(round).sources(position)) for round in range(rounds)]
+            assert [event.neighbors for event in live[name].history] == neighbors
         for name in names:
             ours, theirs = live[name].vector, results[name].vector
             assert ours is not None
@@ -264,9 +280,11 @@ def test_memory_and_http_give_the_same_bits_for_every_peer_and_round(one_thread:
     scene(work())
     assert set(threading.enumerate()) == before
     for name in names:
-        assert len(in_memory[name].after) == 3
+        assert len(in_memory[name].after) == rounds
         assert in_memory[name].after == over_http[name].after
-    assert len({after for name in names for after in in_memory[name].after}) == 15  # they do differ among each other
+    # They do differ among each other; in pairs of equal weights both have the same afterwards.
+    different = len({after for name in names for after in in_memory[name].after})
+    assert different >= rounds * len(names) // 2
 
 
 def test_peers_of_three_numbers_finish_near_the_mean_of_their_targets() -> None:

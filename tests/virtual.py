@@ -10,12 +10,16 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TypeVar
 
 import torch
 
+from p2pfl.errors import TopologyError
 from p2pfl.events import RoundFinished, RunEvent, ShareRejected
-from p2pfl.graphs.named import build
+from p2pfl.graphs.named import schedule
+from p2pfl.graphs.schedule import Schedule
+from p2pfl.graphs.topology import Topology
 from p2pfl.layout import Vector
 from p2pfl.mixing import is_finite, mix
 from p2pfl.protocol.core import PeerCore
@@ -70,6 +74,61 @@ Spoil = Callable[["Node", "Node", Offer, Vector], Vector | str]  # a text is the
 def train(vector: Vector, target: Vector, rate: float = 0.3) -> Vector:
     """One step towards the target."""
     return vector - rate * (vector - target)
+
+
+def one_way_ring(nodes: int) -> Schedule:
+    """Each sends to the next alone, in every round: nobody hears from whom it sends to."""
+    arcs = tuple((i, (i + 1) % nodes) for i in range(nodes)) if nodes > 1 else ()
+    return Schedule.of(Topology("one-way-ring", nodes, arcs, directed=True))
+
+
+def strides(nodes: int) -> Schedule:
+    """Each sends to one other, a stride further in every round."""
+
+    def draw(round: int) -> Topology:
+        stride = 1 + round % (nodes - 1)
+        return Topology(f"stride{stride}", nodes, tuple((i, (i + stride) % nodes) for i in range(nodes)), directed=True)
+
+    return Schedule("strides", nodes, nodes - 1, draw) if nodes > 1 else one_way_ring(1)
+
+
+def matchings(nodes: int) -> Schedule:
+    """Pairs drawn anew each round; of an odd number one is left over."""
+
+    def draw(round: int) -> Topology:
+        order = list(range(nodes))
+        random.Random(f"{nodes} {round}").shuffle(order)
+        return Topology(f"matching{round}", nodes, tuple(zip(order[::2], order[1::2], strict=False)))
+
+    return Schedule("matchings", nodes, None, draw)
+
+
+def blinking(nodes: int) -> Schedule:
+    """A ring one round in seven, nothing in between."""
+    return Schedule(
+        "blinking", nodes, 7, lambda r: Topology("blink", nodes, () if r else schedule("ring", nodes).at(0).edges)
+    )
+
+
+def pairs_only(nodes: int) -> Schedule:
+    """No form for an odd number."""
+    if nodes % 2:
+        raise TopologyError(f"pairs need an even number, not {nodes}")
+    return matchings(nodes)
+
+
+HAND_MADE: Mapping[str, Callable[[int], Schedule]] = {
+    "one-way-ring": lru_cache(one_way_ring),
+    "strides": lru_cache(strides),
+    "matchings": lru_cache(matchings),
+    "blinking": lru_cache(blinking),
+    "pairs": lru_cache(pairs_only),
+}
+
+
+def scheduled(spec: str, nodes: int) -> Schedule:
+    """What the spec names, made here or in the package."""
+    return HAND_MADE[spec](nodes) if spec in HAND_MADE else schedule(spec, nodes)
 
 
 def fingerprint(settings: Mapping[str, Setting]) -> str:
@@ -310,9 +369,10 @@ class Network:
 
     def _prepared(self, node: Node, settings: Mapping[str, Setting]) -> Prepared:
         values = {**DEFAULTS, **settings}
-        topology = str(values["topology"])
+        spec = str(values["topology"])
         rules = Rules(
-            topology=lambda nodes, round: build(topology, nodes, round),
+            topology=lambda nodes, round: scheduled(spec, nodes).at(round),
+            schedule=lambda nodes: scheduled(spec, nodes),
             rounds=int(values["rounds"]),
             min_peers=int(values["min_peers"]),
             patience=float(values["patience"]),

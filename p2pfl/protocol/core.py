@@ -259,11 +259,11 @@ class PeerCore:
             messages.append(Update(told))
         if self._lobby.prepared is not None and self._course.state == "lobby":
             messages.append(ready_message(self._lobby.prepared))
-        if self._course.rounds is not None:
-            messages.append(Status(self._course.round, self._course.rounds.finished))
         effects += [Send(met.link, message) for message in messages]
         if self._course.rounds is not None:
+            # Who is told a round takes it that the shares of earlier ones are offered: these come first.
             effects += self._course.rounds.relinked(peer)
+            effects.append(Send(met.link, Status(self._course.round, self._course.rounds.finished)))
         return effects + (self._course.settle(now) if hello.running is None else self._course.adopt(hello.running, now))
 
     def _link_lost(self, link: LinkId, now: float) -> list[Effect]:

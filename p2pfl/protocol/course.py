@@ -13,6 +13,7 @@ a snapshot. Every change of state is here; connections and records come and go i
 from p2pfl.events import Finished, Started, StateChanged, Warned
 from p2pfl.layout import Vector
 from p2pfl.protocol.contacts import Contacts
+from p2pfl.protocol.early import EarlyOffers
 from p2pfl.protocol.gossip import Gossip
 from p2pfl.protocol.joining import RETRY_S, RETRY_SOON_S, Joining, fits, granted, in_the_run, timely
 from p2pfl.protocol.lobby import Beginning, Lobby, difference, ready_message
@@ -34,7 +35,7 @@ from p2pfl.protocol.progress import Progress, change_round
 from p2pfl.protocol.rounds import SynchronousRound
 from p2pfl.types import PeerId
 
-LINGER_S = 60.0  # a finished peer serves its last share this long at most
+LINGER_S = 60.0  # a finished peer serves its last shares this long, or longer where rounds take long
 
 
 class Course:
@@ -51,7 +52,7 @@ class Course:
         self._progress = progress
         self._lobby = lobby
         self._joining = Joining(contacts.send)
-        self._early: dict[PeerId, Offer] = {}
+        self._early = EarlyOffers()
         self._linger_until: float | None = None
         self.rounds: SynchronousRound | None = None  # from the time on that the recipe stands
         self.state = "lobby"
@@ -170,6 +171,8 @@ class Course:
             lambda peer: self._gossip.may_answer(peer, self.round),
             lambda peer: self._contacts.send(peer, Update(self._table.told())),
         )
+        for peer, told in self._progress.told_so_far:
+            self.rounds.heard(peer, told)
         if model is not None:
             self.rounds.model, self.rounds.round = model, round
         me = self._table.me
@@ -279,7 +282,7 @@ class Course:
         """A share of somebody's round; word of the beginning may come later than a neighbor's first."""
         if self.rounds is not None and self.state != "joining":
             return self.rounds.offered(peer, offer, now)
-        self._early[peer] = offer
+        self._early.hold(peer, offer)
         return []
 
     def _begin(self, round: int, vector: Vector, now: float) -> list[Effect]:
@@ -291,9 +294,9 @@ class Course:
         started = Started(peer=self._id, settings=self.settings, round=round, members=names)
         self._lobby.let_go()
         effects = self.rounds.begin(round, vector, now)
-        for peer, offer in self._early.items():
+        for peer, offer in self._early.all():
             effects += self.rounds.offered(peer, offer, now)
-        self._early.clear()
+        self._early = EarlyOffers()
         return [Emit(started), *self.after_round(effects, now)]
 
     def after_round(self, effects: list[Effect], now: float) -> list[Effect]:
@@ -304,7 +307,7 @@ class Course:
         told = self._contacts.broadcast(Status(rounds.round, rounds.finished))
         if not rounds.finished:
             return [*effects, *told]
-        self.state, self._linger_until = "finished", now + LINGER_S
+        self.state, self._linger_until = "finished", now + max(LINGER_S, rounds.linger_s())
         finished = Emit(StateChanged(peer=self._id, state="finished", round=rounds.round))
         return [*effects, *told, finished, *self.neighbors_done()]
 

@@ -43,7 +43,7 @@ class View:
         """Position of each member: its node in the topology."""
         return {member.peer: position for position, member in enumerate(self.members)}
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         """Names to show, by seat; equal ones are told apart by the start of their id."""
         return tuple(display_names(self.members).values())

@@ -1,23 +1,29 @@
 """How long a round waits, how long a slow peer trains, and with which round one that fell behind goes on."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from statistics import median_low
 
 from p2pfl.protocol.participant import Rules
+from p2pfl.types import PeerId
+
+_LOOKED_AHEAD = 8  # rounds; one that fell further behind goes where the others are
+_RECENT = 8  # peers; where neighbors change, what is usual is known from the last few
 
 
-def wait_s(rules: Rules, arrivals: Sequence[float], parties: int) -> float:
+def wait_s(rules: Rules, arrivals: Sequence[float], parties: int, usual_s: float | None = None) -> float:
     """Seconds after its beginning at which a round stops waiting: `patience` times the median party.
 
     Args:
         arrivals: seconds after the beginning at which shares came, own training counted as one of them.
         parties: this peer and the neighbors that can be reached.
+        usual_s: when shares of others came in rounds before, where neighbors change: it stands in for a majority.
     """
     majority = parties // 2 + 1
-    if len(arrivals) < majority:
+    if len(arrivals) >= majority:
+        return max(rules.min_deadline_s, rules.patience * sorted(arrivals)[majority - 1])
+    if usual_s is None:
         return rules.max_wait_s
-    typical = sorted(arrivals)[majority - 1]
-    return max(rules.min_deadline_s, rules.patience * typical)
+    return min(rules.max_wait_s, max(rules.min_deadline_s, rules.patience * max(usual_s, *arrivals)))
 
 
 def budget_s(
@@ -28,8 +34,8 @@ def budget_s(
     Args:
         own_full_s: what all steps take here, None before that is known.
         times: seconds of training that neighbors told.
-        neighbors: how many there are.
-        late_for: how many of them declined the last offer as late.
+        neighbors: to how many the last share was offered.
+        late_for: how many of them declined it as late.
     """
     if not times or own_full_s is None:
         return None
@@ -40,13 +46,43 @@ def budget_s(
     return typical if slow else None
 
 
-def next_round(number: int, ahead: Sequence[int], neighbors: int) -> int:
-    """The round after `number`, or the median one of the neighbors' where most of them are further on.
+def next_round(number: int, targets: Callable[[int], Sequence[PeerId]], round_of: Callable[[PeerId], int]) -> int:
+    """The round after `number` that is of use: the first of whose share at least half of those it is for have need.
+
+    Nobody is past a round for which it needs a share from here, unless it waited in vain: where all are in good order
+    this is the very next round, however far ahead others are.
 
     Args:
-        ahead: the latest round of each neighbor that has offered a share of a later one.
-        neighbors: how many there are.
+        targets: to whom the share of a round goes.
+        round_of: the latest round in which a peer is known to be, having no need of shares of earlier ones.
     """
-    if 2 * len(ahead) > neighbors:
-        return max(number + 1, median_low(ahead))
-    return number + 1
+    late_for: dict[PeerId, int] = {}
+    for round in range(number + 1, number + 1 + _LOOKED_AHEAD):
+        receivers = targets(round)
+        past = [peer for peer in receivers if round_of(peer) > round]
+        if 2 * len(past) <= len(receivers) and (receivers or not late_for):
+            return round
+        late_for |= {peer: round_of(peer) for peer in past}
+    return max(number + 1 + _LOOKED_AHEAD, median_low(late_for.values()))
+
+
+class Recent:
+    """Seconds by peer, of all neighbors where they stay, of the last few where they change."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[PeerId, float] = {}
+
+    def note(self, peer: PeerId, seconds: float, neighbors: int) -> None:
+        """Take the latest of a peer; with as many as there are neighbors, the one not heard of for longest goes."""
+        self._seconds.pop(peer, None)
+        self._seconds[peer] = seconds
+        if len(self._seconds) > max(_RECENT, neighbors):
+            del self._seconds[next(iter(self._seconds))]
+
+    def but(self, peers: Collection[PeerId]) -> list[float]:
+        """Of all peers but these."""
+        return [seconds for peer, seconds in self._seconds.items() if peer not in peers]
+
+    def keep(self, peers: Collection[PeerId]) -> None:
+        """Forget all others."""
+        self._seconds = {peer: seconds for peer, seconds in self._seconds.items() if peer in peers}

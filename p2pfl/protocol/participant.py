@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from p2pfl.events import RunEvent
+from p2pfl.graphs.schedule import Schedule
 from p2pfl.graphs.topology import Topology
 from p2pfl.layout import Vector
 from p2pfl.protocol.messages import Message, Offer, Settings
@@ -71,6 +72,7 @@ class Rules:
     patience: float = 3.0  # a round's deadline, in times of the median neighbor
     min_deadline_s: float = 2.0
     max_wait_s: float = 600.0  # for a neighborhood that is slow as a whole
+    schedule: Callable[[int], Schedule] | None = None  # by number of members: of what `topology` gives each round
 
 
 @dataclass(frozen=True)

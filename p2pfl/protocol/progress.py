@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median_low
 
 from p2pfl.protocol.messages import MAX_ROUND
+from p2pfl.protocol.served import AHEAD
 from p2pfl.types import PeerId
 
 ROUNDS_AHEAD = 2  # a change of view is announced for this many rounds after the latest round known
@@ -37,6 +38,11 @@ class Progress:
         """The last round it told, 0 where it told none."""
         return self._round_of.get(peer, 0)
 
+    @property
+    def told_so_far(self) -> tuple[tuple[PeerId, int], ...]:
+        """The last round of each peer that told one."""
+        return tuple(self._round_of.items())
+
     def all_done(self, peers: Iterable[PeerId]) -> bool:
         """Whether none of them needs anything more."""
         return all(peer in self._done for peer in peers)
@@ -45,7 +51,8 @@ class Progress:
 def change_round(known: Sequence[int], own: int, *, joining: bool) -> int:
     """The first round for which a change of view announced now can hold everywhere.
 
-    Neighbors are at most one round apart, so members at most as many as there are: what is told beyond is not believed.
+    Members are at most as many rounds apart as there are of them, or a few more where few of them change neighbors:
+    what is told beyond is not believed.
 
     Args:
         known: the rounds of the members that can be reached.
@@ -54,4 +61,4 @@ def change_round(known: Sequence[int], own: int, *, joining: bool) -> int:
     if joining and known:
         own = median_low(known)
     latest = max((*known, own))
-    return min(min(latest, own + len(known) + 1) + ROUNDS_AHEAD, MAX_ROUND)
+    return min(min(latest, own + max(len(known) + 1, 2 * AHEAD)) + ROUNDS_AHEAD, MAX_ROUND)

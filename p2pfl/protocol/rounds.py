@@ -1,16 +1,21 @@
 """The synchronous round: train, offer, gather the neighbors' shares, mix, and begin again.
 
 A round's view and edges are frozen when it begins. A share counts if it comes from a neighbor of that view, for this
-round, this recipe, this view and this layout, whole and finite; one round ahead is held, everything else is refused
-with a reason that is counted. The round mixes when every neighbor's share is in or given up, or at the deadline. A
-neighbor without a share leaves its weight with self: rows of the mixing matrix sum to one, the network's average then
-drifts a little.
+round, this recipe, this view and this layout, whole and finite; of rounds to come it is held, everything else is
+refused with a reason that is counted. The round mixes when every neighbor's share is in or given up, or at the
+deadline. A neighbor without a share leaves its weight with self: rows of the mixing matrix sum to one, the network's
+average then drifts a little.
+
+Neighbors may be others in every round, and links may go one way. Then a peer can get ahead of one that still needs its
+share, and would have to keep it: it goes at most `AHEAD` rounds ahead, see `served`. For that it must hear the rounds
+of others (`heard`, then `advance`): `listeners` says who has to be told of this peer's. A peer of which no round was
+ever heard is not waited for in this way.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
-from p2pfl.errors import UsageError
 from p2pfl.events import (
     RoundFinished,
     RoundsSkipped,
@@ -20,56 +25,32 @@ from p2pfl.events import (
     ViewTaken,
     Warned,
 )
-from p2pfl.graphs.builders import ring
-from p2pfl.graphs.mixing import mixing_weights, with_missing
-from p2pfl.graphs.topology import Topology
 from p2pfl.layout import Vector
+from p2pfl.protocol.early import EarlyOffers
+from p2pfl.protocol.gathering import Gathering, mismatch
 from p2pfl.protocol.membership import View
 from p2pfl.protocol.messages import Declined, Message, Offer
-from p2pfl.protocol.pace import budget_s, next_round, wait_s
+from p2pfl.protocol.neighborhood import Neighborhood, Neighbors
+from p2pfl.protocol.pace import Recent, budget_s, next_round, wait_s
 from p2pfl.protocol.participant import (
     Abandon,
-    Drop,
     Effect,
     Emit,
     Fetch,
     Fetched,
     FetchFailed,
-    Mix,
     Mixed,
     Prepared,
     Save,
-    Serve,
     Train,
     Trained,
 )
+from p2pfl.protocol.served import AHEAD, Served
 from p2pfl.types import PeerId
 
 _MISSES_BEFORE_NOT_WAITED_FOR = 2
 _ROUNDS_BETWEEN_TRIES = 8
 _FETCH_TRIES = 3
-
-
-@dataclass
-class _Round:
-    """What is known of the round under way."""
-
-    number: int
-    view: View
-    topology: Topology
-    sources: tuple[PeerId, ...]  # whose shares come here, by seat
-    targets: tuple[PeerId, ...]
-    began: float
-    phase: str = "training"
-    trained: Trained | None = None
-    gathering_since: float = 0.0
-    mixing_since: float = 0.0
-    reduced: bool = False
-    offers: dict[PeerId, Offer] = field(default_factory=dict)  # accepted, being fetched or here
-    tries: dict[PeerId, int] = field(default_factory=dict)
-    received: dict[PeerId, Vector] = field(default_factory=dict)
-    given_up: set[PeerId] = field(default_factory=set)  # refused or failed: its weight goes to self
-    arrivals: list[float] = field(default_factory=list)  # seconds after the beginning, own training included
 
 
 class SynchronousRound:
@@ -93,19 +74,25 @@ class SynchronousRound:
         self._send = send
         self._reachable = reachable
         self._views_differ = views_differ
-        self._current: _Round | None = None
+        self._current: Gathering | None = None
         self.model = prepared.vector  # with which the current round began
-        self._held: dict[PeerId, dict[int, Offer]] = {}  # offers of rounds to come
+        self._early = EarlyOffers()
+        self._served = Served()
+        self._last_share: tuple[str, int] = ("", 0)  # token, and to how many it was offered
+        self._late_for: set[PeerId] = set()  # neighbors that declined it as late
+        self._counted: deque[dict[PeerId, Offer]] = deque(maxlen=AHEAD)  # they are repeated on a new connection
         self._misses: dict[PeerId, int] = {}
-        self._train_s: dict[PeerId, float] = {}  # as neighbors told
+        self._train_s = Recent()  # as neighbors told
+        self._arrived_s = Recent()  # after the beginning of the round of which their last share was
         self._own_full_s: float | None = None  # for all the steps that the recipe asks for
+        self._round_s: deque[float] = deque(maxlen=AHEAD)
         self._heard: dict[PeerId, int] = {}
-        self._late_for: set[PeerId] = set()  # neighbors that declined the last offer as late
+        self._left_behind: set[PeerId] = set()  # was waited for in vain, and is until it catches up
         self._snapshots_wanted: dict[PeerId, int] = {}
-        self._served: list[tuple[int, str]] = []
-        self._last_offers: dict[PeerId, tuple[Offer, ...]] = {}  # at most two: their bodies are still served
-        self._counted: dict[PeerId, tuple[Offer, ...]] = {}  # the last two; on a new connection they are repeated
+        self._neighborhood = Neighborhood(me, prepared.rules)
         self._last_view = ""
+        self._warned: set[str] = set()
+        self.listeners: tuple[PeerId, ...] = ()  # who may wait for word of the round that begins
         self.round = prepared.round
         self.finished = False
 
@@ -115,56 +102,77 @@ class SynchronousRound:
         """Begin a round with a model, or finish where there are no more rounds."""
         self.round, self.model = round, vector
         if self._current is not None:
-            for peer, offer in self._current.offers.items():
-                self._counted[peer] = (*self._counted.get(peer, ())[-1:], offer)
+            last = self._current
+            self._counted.append(last.offers)
+            for peer in last.sources:
+                self._served.passed(peer, last.number)  # offered the round, or is given up
+            self.listeners = self._neighborhood.listeners(last.view, last.number, round)
         self._current = None
-        effects: list[Effect] = self._forget_served(before=round - 1)
+        effects: list[Effect] = [*self._served.done(), *self._served.forget_snapshots(before=round - 1)]
         effects += self._offer_snapshots()
         if self._rules.rounds and round >= self._rules.rounds:
             self.finished = True
             return effects
         view = self._view(round)
-        topology, warning = self._topology(len(view), round)
-        position = view.positions[self._me]
-        self._current = _Round(
-            round,
-            view,
-            topology,
-            sources=tuple(view.members[i].peer for i in topology.sources(position)),
-            targets=tuple(view.members[i].peer for i in topology.targets(position)),
-            began=now,
-        )
+        neighbors = self._neighborhood.at(view, round)
+        current = self._current = Gathering(round, view, neighbors, now)
         if view.digest != self._last_view:
-            self._last_view = view.digest
-            self._misses.clear()
-            effects.append(Emit(ViewTaken(peer=self._me, round=round, members=view.names, topology=topology.name)))
-            if warning:
-                effects.append(Emit(Warned(peer=self._me, text=warning)))
-        budget = self._budget(self._current.sources)
-        self._current.reduced = budget is not None
-        effects.append(Emit(StateChanged(peer=self._me, state="training", round=round)))
-        effects.append(Train(round, vector, budget))
-        due = {peer: held[round] for peer, held in self._held.items() if round in held}
-        self._held = {
-            peer: later
-            for peer, held in self._held.items()
-            if (later := {number: offer for number, offer in held.items() if number > round})
-        }
-        for peer, offer in due.items():
+            effects += self._take(view, neighbors)
+        effects += self._warn(neighbors.warning)
+        if self._awaited(current):
+            effects.append(Emit(StateChanged(peer=self._me, state="waiting", round=round)))
+        effects += self._train(current, now)
+        for peer, offer in self._early.due(round).items():
             effects += self.offered(peer, offer, now)
         return effects
 
-    def _topology(self, nodes: int, round: int) -> tuple[Topology, str]:
-        try:
-            return self._rules.topology(nodes, round), ""
-        except UsageError as error:
-            # Members came or went and the recipe's topology has no form of this size: every peer falls back alike.
-            return ring(nodes), f"{error}; the {nodes} peers go on as a ring"
+    def _take(self, view: View, neighbors: Neighbors) -> list[Effect]:
+        """Members came or went: what was usual among the former neighbors is so no more."""
+        self._last_view = view.digest
+        self._misses.clear()
+        self._arrived_s.keep(())
+        self._train_s.keep(view.positions)
+        name, drift = self._neighborhood.described(view, neighbors)
+        taken = Emit(ViewTaken(peer=self._me, round=self.round, members=view.names, topology=name))
+        return [taken, *self._warn(drift)]
 
-    def _budget(self, sources: Sequence[PeerId]) -> float | None:
-        times = [self._train_s[peer] for peer in sources if peer in self._train_s]
+    def _warn(self, text: str) -> list[Effect]:
+        """Say something once."""
+        if not text or text in self._warned:
+            return []
+        self._warned.add(text)
+        return [Emit(Warned(peer=self._me, text=text))]
+
+    def _train(self, current: Gathering, now: float) -> list[Effect]:
+        """Train, unless somebody would be left behind who may catch up yet."""
+        awaited = self._awaited(current)
+        if awaited and now < self._step_deadline(current):
+            return []
+        self._left_behind |= awaited
         late, self._late_for = self._late_for, set()
-        return budget_s(self._rules, self._own_full_s, times, len(sources), len(late))
+        budget = budget_s(self._rules, self._own_full_s, self._train_s.but(()), self._last_share[1], len(late))
+        current.phase, current.began, current.reduced = "training", now, budget is not None
+        assert self.model is not None  # a round begins with it
+        return [
+            Emit(StateChanged(peer=self._me, state="training", round=current.number)),
+            Train(current.number, self.model, budget),
+        ]
+
+    def _awaited(self, current: Gathering) -> set[PeerId]:
+        """Who needs a share of so long ago that this peer would be too far ahead, and is expected to catch up."""
+        behind = self._served.needed_before(current.number)
+        return {p for p in behind if p in self._heard and p not in self._left_behind and self._reachable(p)}
+
+    def _step_deadline(self, current: Gathering) -> float:
+        """Who does not finish a round in the time that a few take here is left behind."""
+        return current.began + wait_s(self._rules, tuple(self._round_s), len(self._round_s))
+
+    def linger_s(self) -> float:
+        """Seconds in which who was `AHEAD` rounds behind at the end, and not left behind, should be done too."""
+        if not self._served.needed():
+            return 0.0
+        few_rounds_s = AHEAD * wait_s(self._rules, tuple(self._round_s), len(self._round_s))
+        return min(few_rounds_s, self._rules.max_wait_s)
 
     # Events
 
@@ -176,8 +184,12 @@ class SynchronousRound:
         current.trained, current.phase, current.gathering_since = event, "gathering", now
         current.arrivals.append(now - current.began)
         self._own_full_s = event.seconds * event.full_steps / max(1, event.steps)
+        effects: list[Effect] = [Emit(StateChanged(peer=self._me, state="gathering", round=current.number))]
+        if not current.targets:
+            others = self._neighborhood.pacer(current.view) if not current.sources else ()
+            step = self._served.keep_step(current.number, self._still_in(current.number, others))
+            return [*effects, *step, *self.advance(now)]
         token = f"{current.number}.{self._instance}"
-        self._served.append((current.number, token))
         offer = Offer(
             kind="share",
             round=current.number,
@@ -190,46 +202,52 @@ class SynchronousRound:
             steps=event.steps,
             train_s=event.seconds,
         )
-        self._last_offers = {peer: (*self._last_offers.get(peer, ())[-1:], offer) for peer in current.targets}
-        effects: list[Effect] = [
-            Serve(token, event.vector, current.targets),
-            Emit(StateChanged(peer=self._me, state="gathering", round=current.number)),
-        ]
+        self._last_share = (token, len(current.targets))
+        pending = self._still_in(current.number, current.targets)
+        effects += self._served.share(offer, event.vector, current.targets, pending)
         for peer in current.targets:
             effects += self._send(peer, offer)
         return effects + self.advance(now)
 
+    def _still_in(self, round: int, peers: Iterable[PeerId]) -> set[PeerId]:
+        """Those of the peers that are not known to be past a round."""
+        return {peer for peer in peers if self._round_of(peer) <= round}
+
     def relinked(self, peer: PeerId) -> list[Effect]:
         """A connection to a neighbor is there again: what was offered meanwhile may be lost."""
-        return [effect for offer in self._last_offers.get(peer, ()) for effect in self._send(peer, offer)]
+        return [effect for offer in self._served.offers_to(peer) for effect in self._send(peer, offer)]
 
     def declined(self, peer: PeerId, answer: Declined) -> None:
         """A neighbor will not fetch what was offered."""
-        last = self._last_offers.get(peer, ())[-1:]
-        if answer.reason == "late" and any(offer.token == answer.token for offer in last):
+        self._served.declined(peer, answer.token)
+        if answer.reason == "late" and answer.token == self._last_share[0]:
             self._late_for.add(peer)
 
     def heard(self, peer: PeerId, round: int) -> None:
         """A peer tells its round; what it had to offer for earlier ones it has offered before."""
         self._heard[peer] = round
+        self._passed(peer, round)
+
+    def _passed(self, peer: PeerId, round: int) -> None:
+        self._served.passed(peer, round)
+        if round > self.round - AHEAD:
+            self._left_behind.discard(peer)
 
     def offered(self, peer: PeerId, offer: Offer, now: float) -> list[Effect]:
         """A neighbor offers its share."""
         current = self._current
-        if offer in self._counted.get(peer, ()):
+        if any(offer == counted.get(peer) for counted in self._counted):
             return []
         if self.finished or (current is None and offer.round < self.round):
             return self._refuse(peer, offer, "late")
         if current is None or offer.round > current.number:
-            reason = self._mismatch(offer)
+            reason = mismatch(offer, self._prepared)
             if reason:
                 return self._refuse(peer, offer, reason)
-            held = self._held.setdefault(peer, {})
-            held[offer.round] = offer
-            for stale in sorted(held)[:-2]:
-                del held[stale]
+            self._early.hold(peer, offer)
+            self._passed(peer, offer.round)
             return self.advance(now)
-        reason = self._objection(current, peer, offer)
+        reason = current.objection(peer, offer, self._prepared)
         if reason == "duplicate":
             return []
         if reason:
@@ -242,40 +260,12 @@ class SynchronousRound:
                 current.given_up.add(peer)
             return effects + self.advance(now)
         current.offers[peer] = offer
-        self._train_s[peer] = offer.train_s
-        effects = []
-        if all(target in current.offers for target in current.targets):
-            # Who offers this round is done with the last: its share makes room before the next one comes.
-            effects = self._forget_served(before=current.number, snapshots=False)
-        return [*effects, self._fetch(current, peer, offer)]
+        self._train_s.note(peer, offer.train_s, len(current.sources))
+        # Who offers this round is done with the last: its share makes room before the next one comes.
+        self._passed(peer, offer.round)
+        return [*self._served.done(), self._fetch(current, peer, offer)]
 
-    def _mismatch(self, offer: Offer) -> str:
-        """Why an offer of any round is none of this network's models, empty where it may be."""
-        if offer.layout != self._prepared.layout:
-            return "schema mismatch"
-        if offer.recipe != self._prepared.fingerprint:
-            return "recipe mismatch"
-        return "" if offer.bytes == self._prepared.bytes else "wrong size"
-
-    def _objection(self, current: _Round, peer: PeerId, offer: Offer) -> str:
-        """Why an offer for no later round than this one cannot count, empty where it can."""
-        known = current.offers.get(peer)
-        if known == offer:
-            return "duplicate"
-        mismatch = self._mismatch(offer)
-        if mismatch in ("schema mismatch", "recipe mismatch"):
-            return mismatch
-        if offer.round < current.number or current.phase == "mixing":
-            return "late"
-        if known is not None:
-            return "second share"
-        if offer.view != current.view.digest:
-            return "view mismatch"
-        if peer not in current.sources:
-            return "foreign"
-        return "" if offer.bytes == self._prepared.bytes else "wrong size"
-
-    def _fetch(self, current: _Round, peer: PeerId, offer: Offer) -> Fetch:
+    def _fetch(self, current: Gathering, peer: PeerId, offer: Offer) -> Fetch:
         current.tries[peer] = current.tries.get(peer, 0) + 1
         member = current.view.members[current.view.positions[peer]]
         return Fetch(peer, member.addresses, offer)
@@ -290,7 +280,9 @@ class SynchronousRound:
             return self._refuse(event.peer, event.offer, "not finite") + self.advance(now)
         current.received[event.peer] = event.vector
         self._misses[event.peer] = 0
-        current.arrivals.append(now - current.began)
+        arrived_s = now - current.began
+        current.arrivals.append(arrived_s)
+        self._arrived_s.note(event.peer, arrived_s, len(current.sources))
         received = ShareReceived(peer=self._me, round=current.number, other=event.peer, bytes=event.offer.bytes)
         return [Emit(received), *self.advance(now)]
 
@@ -329,8 +321,10 @@ class SynchronousRound:
             reduced=current.reduced,
         )
         effects: list[Effect] = [Emit(finished)]
-        ahead = [max(self._held[peer]) for peer in current.sources if self._held.get(peer)]
-        following = next_round(current.number, ahead, len(current.sources))
+        self._round_s.append(now - current.began)
+        following = next_round(
+            current.number, lambda round: self._neighborhood.at(current.view, round).targets, self._round_of
+        )
         if following > current.number + 1:
             effects.append(Emit(RoundsSkipped(peer=self._me, after=current.number, next=following)))
         effects.append(Save(following, event.vector))
@@ -344,50 +338,41 @@ class SynchronousRound:
     # Going on
 
     def advance(self, now: float) -> list[Effect]:
-        """Mix if the round is ready; called whenever something it waits for may have changed."""
+        """Train or mix if the time has come; called whenever something this peer waits for may have changed."""
+        effects = self._served.done()
         current = self._current
-        if current is None or current.phase != "gathering" or current.trained is None:
-            return []
-        waiting = self._waiting(current)
-        if waiting and now < self._deadline(current):
-            return []
-        effects: list[Effect] = []
-        for peer in current.sources:
-            if peer not in current.received and peer not in current.given_up:
-                self._misses[peer] = self._misses.get(peer, 0) + 1
-                effects.append(Emit(self._rejected(peer, current.number, "missing")))
-                if peer in current.offers:
-                    effects.append(Abandon(peer, current.offers[peer].token))
-        node = current.view.positions[self._me]
-        weights = mixing_weights(current.topology, node)
-        missing = [current.view.positions[peer] for peer in current.sources if peer not in current.received]
-        weights = with_missing(weights, node, missing)
-        present = tuple(peer for peer in current.sources if peer in current.received)  # by seat
+        if current is None:
+            return effects
+        if current.phase == "waiting":
+            return effects + self._train(current, now)
+        if current.phase != "gathering" or (self._waiting(current) and now < self._deadline(current)):
+            return effects
+        for peer in current.open():
+            self._misses[peer] = self._misses.get(peer, 0) + 1
+            effects.append(Emit(self._rejected(peer, current.number, "missing")))
+            if peer in current.offers:
+                effects.append(Abandon(peer, current.offers[peer].token))
+        mix = current.mix()
         current.phase, current.mixing_since = "mixing", now
-        mix = Mix(
-            current.number,
-            current.trained.vector,
-            weights[node],
-            tuple((weights[current.view.positions[peer]], current.received[peer]) for peer in present),
-            present,
-        )
         return [*effects, Emit(StateChanged(peer=self._me, state="mixing", round=current.number)), mix]
 
     def next_deadline(self) -> float | None:
         """When the running round stops waiting."""
         current = self._current
-        return self._deadline(current) if current is not None and current.phase == "gathering" else None
+        if current is None:
+            return None
+        if current.phase == "waiting":
+            return self._step_deadline(current)
+        return self._deadline(current) if current.phase == "gathering" else None
 
-    def _waiting(self, current: _Round) -> list[PeerId]:
+    def _waiting(self, current: Gathering) -> list[PeerId]:
         """Neighbors whose share may still come in time."""
         return [
             peer
-            for peer in current.sources
-            if peer not in current.received
-            and peer not in current.given_up
-            and self._reachable(peer)
+            for peer in current.open()
+            if self._reachable(peer)
             and self._waited_for(peer)
-            and (peer in current.offers or not self._is_ahead(peer))
+            and (peer in current.offers or self._round_of(peer) <= current.number)
         ]
 
     def _waited_for(self, peer: PeerId) -> bool:
@@ -395,13 +380,15 @@ class SynchronousRound:
         misses = self._misses.get(peer, 0)
         return misses < _MISSES_BEFORE_NOT_WAITED_FOR or misses % _ROUNDS_BETWEEN_TRIES == 0
 
-    def _is_ahead(self, peer: PeerId) -> bool:
-        """Whether a neighbor that has not offered this round is past it."""
-        return bool(self._held.get(peer)) or self._heard.get(peer, 0) > self.round
+    def _round_of(self, peer: PeerId) -> int:
+        """The latest round in which a peer is known to be."""
+        return max(self._heard.get(peer, 0), self._early.latest(peer) or 0)
 
-    def _deadline(self, current: _Round) -> float:
+    def _deadline(self, current: Gathering) -> float:
         parties = 1 + sum(self._reachable(peer) for peer in current.sources)
-        return current.began + wait_s(self._rules, current.arrivals, parties)
+        before = self._arrived_s.but(current.sources)
+        usual_s = sorted(before)[len(before) // 2] if before else None
+        return current.began + wait_s(self._rules, current.arrivals, parties, usual_s)
 
     # Small pieces
 
@@ -415,15 +402,13 @@ class SynchronousRound:
         return ShareRejected(peer=self._me, round=round, other=peer, reason=reason)
 
     def _offer_snapshots(self) -> list[Effect]:
-        due: Iterable[PeerId] = [p for p, wanted in self._snapshots_wanted.items() if wanted <= self.round]
+        due = [peer for peer, wanted in self._snapshots_wanted.items() if wanted <= self.round]
         effects: list[Effect] = []
         token = f"snapshot-{self.round}.{self._instance}"
         for peer in due:
             del self._snapshots_wanted[peer]
             assert self.model is not None  # only asked of a peer that has begun
-            if (self.round, token) not in self._served:
-                self._served.append((self.round, token))
-                effects.append(Serve(token, self.model))
+            effects += self._served.snapshot(self.round, token, self.model)
             offer = Offer(
                 kind="snapshot",
                 round=self.round,
@@ -437,14 +422,4 @@ class SynchronousRound:
 
     def drop(self) -> list[Effect]:
         """These rounds are given up: nothing of them is served any more."""
-        return [Drop(token) for _, token in self._served]
-
-    def _forget_served(self, before: int, snapshots: bool = True) -> list[Effect]:
-        """Bodies of rounds long past: a neighbor is at most one round behind, or skips."""
-        stale = [
-            (round, token)
-            for round, token in self._served
-            if round < before and (snapshots or not token.startswith("snapshot"))
-        ]
-        self._served = [entry for entry in self._served if entry not in stale]
-        return [Drop(token) for _, token in stale]
+        return self._served.drop()

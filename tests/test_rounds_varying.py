@@ -1,0 +1,255 @@
+"""Rounds whose neighbors change, or whose links go one way: whole networks in virtual time."""
+
+import random
+from functools import partial
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from virtual import HAND_MADE, Network, Node, network, scheduled
+
+from p2pfl.errors import TopologyError
+from p2pfl.events import RoundFinished, RoundsSkipped, ViewTaken, Warned
+from p2pfl.graphs.mixing import mixing_matrix
+from p2pfl.graphs.named import NAMES
+from p2pfl.protocol.messages import Message
+from p2pfl.protocol.served import AHEAD
+from p2pfl.types import Setting
+
+SCHEDULES = (
+    "one-peer-exponential",
+    "one-peer-hypercube",
+    "base",
+    "base:k=2",
+    "random-matching",
+    "epidemic-oracle",
+    "epidemic-local",
+    "equi-dynamic",
+    "moshpit",
+    "exponential",
+)
+KNOWN = [spec for spec in SCHEDULES if spec.partition(":")[0] in NAMES]
+ALL = [*(spec for spec in HAND_MADE if spec != "pairs"), *KNOWN]
+SOME = ["one-way-ring", "matchings", "one-peer-exponential", "base", "epidemic-local", "moshpit"]
+
+
+def dense(spec: str, net: Network, rounds: int) -> np.ndarray:
+    """X ← W_t (X − 0.3 (X − goal)) in float64."""
+    goal = np.stack([node.target.numpy() for node in net.nodes]).astype(np.float64)
+    models = np.zeros_like(goal)
+    schedule = scheduled(spec, len(net.nodes))
+    for round in range(rounds):
+        models = mixing_matrix(schedule.at(round)) @ (models - 0.3 * (models - goal))
+    return models
+
+
+def restless(net: Network, seed: int, mean_s: float = 1.0) -> None:
+    """Every training takes another time."""
+    law = random.Random(seed)
+    for node in net.nodes:
+        node.train_s = partial(lambda own, round: own.expovariate(1 / mean_s), random.Random(law.random()))
+
+
+def begun(spec: str, peers: int, latency_s: float, seed: int, **more: Setting) -> Network:
+    """A network in its first round, in which from now on every message and every training takes another time."""
+    calm = [0.01]
+    net = network(peers, lambda rng: calm[0] if calm else rng.expovariate(1 / latency_s), seed, topology=spec, **more)
+    restless(net, seed)
+    net.run(when=lambda: all(node.core.state == "running" for node in net.nodes))
+    calm.clear()
+    return net
+
+
+def serves(spec: str, peers: int) -> bool:
+    try:
+        scheduled(spec, peers)
+    except TopologyError:
+        return False
+    return True
+
+
+@settings(max_examples=80, deadline=None, phases=(Phase.explicit, Phase.generate))
+@given(
+    st.sampled_from(ALL),
+    st.integers(2, 9),
+    st.integers(0, 1 << 30),
+    st.sampled_from([0.001, 0.1, 2.0]),
+    st.integers(1, 14),
+)
+def test_whatever_the_delays_every_share_counts_and_the_run_is_the_dense_product(
+    spec: str, peers: int, seed: int, latency_s: float, rounds: int
+) -> None:
+    if not serves(spec, peers):
+        return
+    net = begun(spec, peers, latency_s, seed, rounds=rounds, patience=1e6, max_wait_s=1e6)
+    net.run()
+    schedule = scheduled(spec, peers)
+    for position, node in enumerate(net.nodes):
+        assert node.rounds() == list(range(rounds))
+        assert node.rejected() == {}
+        expected = [len(schedule.at(round).sources(position)) for round in range(rounds)]
+        assert [len(node.mixes[round].parties) for round in range(rounds)] == expected
+        assert node.most_bodies <= AHEAD
+        assert node.done is not None
+        assert node.done.error == ""
+    assert np.abs(dense(spec, net, rounds) - np.array([node.numbers() for node in net.nodes])).max() < 1e-5
+
+
+@pytest.mark.parametrize("spec", ALL)
+def test_bodies_do_not_pile_up_for_a_peer_that_takes_its_time(spec: str) -> None:
+    net = network(5, rounds=12, topology=spec, patience=1e6, max_wait_s=1e6)
+    net[2].train_s = lambda round: 60.0 if round == 3 else 1.0
+    ahead = [0]
+
+    def look(sender: Node, receiver: Node, message: Message) -> Message:
+        ahead[0] = max(ahead[0], max(node.core.round for node in net.nodes) - net[2].core.round)
+        return message
+
+    net.alter.append(look)
+    net.run()
+    assert all(node.rounds() == list(range(12)) and node.rejected() == {} for node in net.nodes)
+    assert max(node.most_bodies for node in net.nodes) <= AHEAD
+    assert ahead[0] <= 2 * AHEAD
+
+
+def test_nobody_goes_further_ahead_of_its_target_than_it_keeps_shares_for() -> None:
+    net = network(9, rounds=20, topology="one-way-ring", patience=1e6, max_wait_s=1e6)
+    net[4].train_s = lambda round: 100.0 if round == 2 else 1.0
+    net.run(until=50.0)
+    # The one after it has no share of round 2; each further one goes a round further, but not 4 ahead of the next.
+    assert [node.core.round for node in net.nodes] == [6, 7, 8, 6, 2, 2, 3, 4, 5]
+    assert net[3].core._course.rounds._current.phase == "waiting"
+    assert net[3].most_bodies == AHEAD
+    net.run()
+    assert all(node.rounds() == list(range(20)) and node.rejected() == {} for node in net.nodes)
+
+
+def test_a_peer_left_over_by_the_matching_trains_alone_and_goes_on() -> None:
+    net = network(3, rounds=8, topology="matchings")
+    net.run()
+    alone = [(node.name, round) for node in net.nodes for round in range(8) if not node.mixes[round].parties]
+    assert len(alone) == 8
+    for node in net.nodes:
+        assert node.rounds() == list(range(8))
+        finished = {event.round: event for event in node.of(RoundFinished)}
+        for name, round in alone:
+            if name == node.name:
+                assert (finished[round].neighbors, finished[round].missing) == (0, 0)
+                assert node.mixes[round].own_weight == 1.0
+
+
+def test_peers_without_neighbors_for_many_rounds_stay_together() -> None:
+    net = network(4, rounds=14, topology="blinking", patience=1e6, max_wait_s=1e6)
+    net[1].train_s = lambda round: 10.0
+    net.run(until=30.0)
+    # Each keeps step with the next by seat.
+    assert [node.core.round for node in net.nodes] == [6, 2, 7, 7]
+    net.run()
+    assert all(node.rounds() == list(range(14)) and node.rejected() == {} for node in net.nodes)
+
+
+def test_a_view_is_told_with_the_name_of_the_schedule() -> None:
+    net = network(4, rounds=5, topology="matchings")
+    net.run()
+    assert [[view.topology for view in node.of(ViewTaken)] for node in net.nodes] == [["matchings"]] * 4
+
+
+@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.parametrize("spec", SOME)
+def test_a_peer_killed_in_a_round_holds_up_nobody_for_long(spec: str, silent: bool) -> None:
+    net = network(5, rounds=40, topology=spec)
+    net.run_to_round(3)
+    net.run(until=net.now + 0.5)
+    net.kill(net[2], silent=silent)
+    net.run()
+    for node in net.nodes:
+        if node is not net[2]:
+            assert node.rounds() == list(range(40))
+            assert node.of(ViewTaken)[-1].members == ("n0", "n1", "n3", "n4")
+            assert {reason for _, _, reason in node.rejected()} <= {"missing", "broken off", "late", "view mismatch"}
+            assert max(round for round, _, _ in [*node.rejected(), (0, "", "")]) < 30
+            assert node.most_bodies <= AHEAD
+
+
+@pytest.mark.parametrize("spec", SOME)
+def test_a_slow_peer_trains_as_much_as_fits_and_the_others_keep_their_pace(spec: str) -> None:
+    net, even = (network(5, rounds=60, topology=spec) for _ in range(2))
+    net[2].train_s = lambda round: 12.0
+    net.run()
+    even.run()
+    assert net.now < 3 * even.now + 60
+    slow = net[2].of(RoundFinished)[-10:]
+    assert {event.reduced for event in slow} == {True}
+    late = [node.rejected() for node in net.nodes if node is not net[2]]
+    assert sum(count for one in late for (round, _, _), count in one.items() if round >= 40) <= 6
+    for node in net.nodes:
+        assert node.rounds()[-1] == 59
+        assert node.most_bodies <= AHEAD
+        if node is not net[2]:  # who waited for the slow one at first, not knowing, skips a little like it
+            assert len(node.rounds()) >= 50
+            assert node.rounds()[-20:] == list(range(40, 60))
+
+
+@pytest.mark.parametrize("spec", SOME)
+def test_a_newcomer_takes_part_from_a_later_round_on_and_nobody_misses_anything(spec: str) -> None:
+    net = network(4, rounds=20, topology=spec)
+    net.run_to_round(5)
+    late = net.add(4, at=net.now, asked={})
+    net.run()
+    first = late.of(ViewTaken)[0].round
+    assert late.rounds() == list(range(first, 20))
+    assert first <= 5 + AHEAD + 3
+    for node in net.nodes[:4]:
+        assert node.rounds() == list(range(20))
+        assert node.of(ViewTaken)[-1].members == ("n0", "n1", "n2", "n3", "n4")
+    assert all(node.rejected() == {} for node in net.nodes)
+
+
+@pytest.mark.parametrize("spec", SOME)
+def test_a_peer_that_was_suspended_catches_up(spec: str) -> None:
+    net = network(6, rounds=80, topology=spec, max_wait_s=20.0)
+    net[2].train_s = lambda round: 60.0 if round == 5 else 1.0
+    net.run()
+    assert [event.after for event in net[2].of(RoundsSkipped)][:1] != []
+    assert net[2].of(RoundsSkipped)[-1].next < 79
+    for node in net.nodes:
+        assert node.rounds()[-20:] == list(range(60, 80))
+        assert node.most_bodies <= AHEAD
+        assert sum(event.reduced for event in node.of(RoundFinished)[-20:]) <= 2
+        # Those who had given it up wait for it again once it was only just late for each.
+        assert all(reason in ("missing", "late") for round, _, reason in node.rejected() if round >= 60)
+    assert sum(event.missing for node in net.nodes for event in node.of(RoundFinished)[-20:]) <= 5
+
+
+def test_a_view_of_a_size_that_the_schedule_cannot_serve_falls_back_to_a_ring_and_says_so() -> None:
+    net = network(4, rounds=12, topology="pairs")
+    net.run_to_round(3)
+    net.add(4, at=net.now, asked={})
+    net.run()
+    for node in net.nodes:
+        assert node.of(ViewTaken)[-1].topology == "ring"
+        assert [warned.text for warned in node.of(Warned)] == [
+            "pairs need an even number, not 5; the 5 peers go on as a ring"
+        ]
+        assert node.rejected() == {}
+
+
+@pytest.mark.parametrize("spec", ["matchings", "one-peer-exponential"])
+def test_who_was_cut_off_and_comes_back_to_an_earlier_round_is_served_again(spec: str) -> None:
+    net = network(6, rounds=0, topology=spec)
+    net.run_to_round(3)
+    net[4].train_s = net[5].train_s = lambda round: 0.2  # the smaller part gets further, and has to come back
+    net.partition(net[4], net[5])
+    net.run(until=net.now + 40.0)
+    assert net[4].core.round > net[0].core.round + 10
+    net.heal()
+    net.run(until=net.now + 20.0)
+    assert [node.core.round < 60 for node in net.nodes[:4]] == [True] * 4
+    assert min(node.core.round for node in net.nodes[4:]) < 60  # back already, at the round of the others
+    net.run(until=net.now + 200.0)  # the last one was told the round after its own
+    assert {node.of(ViewTaken)[-1].members for node in net.nodes} == {("n0", "n1", "n2", "n3", "n4", "n5")}
+    last = min(node.core.round for node in net.nodes)
+    for node in net.nodes:
+        assert all(round < last - 10 for round, _, _ in node.rejected())
+        assert node.most_bodies <= AHEAD + 2  # snapshots of two rounds
