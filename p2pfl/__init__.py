@@ -8,6 +8,10 @@ neighbors on a topology you choose. No server.
     data = p2pfl.load_data("mnist10k", part=(1, 2))
     peer = p2pfl.Peer("alice", p2pfl.build_model("mlp", data.input_shape, data.outputs), data.train, data.test)
     print(peer.run_sync(rounds=5).accuracy)
+
+Or many peers, simulated on one machine by the same code:
+
+    print(p2pfl.simulate(topology="torus", peers=64, alpha=0.1).summary["accuracy"])
 """
 
 import importlib
@@ -24,6 +28,10 @@ if TYPE_CHECKING:
     from p2pfl.model_files import load_model
     from p2pfl.peer import Peer, Result
     from p2pfl.recipe import Recipe
+    from p2pfl.simulation.scalars import average
+    from p2pfl.simulation.simulate import simulate
+    from p2pfl.simulation.simulated_run import SimulatedRun
+    from p2pfl.simulation.sweep import sweep
     from p2pfl.topology_files import load_topology
 
 # Names are imported when first used: the command line starts without torch.
@@ -36,13 +44,17 @@ _HOMES = {
     "Recipe": "p2pfl.recipe",
     "Result": "p2pfl.peer",
     "Run": "p2pfl.analysis.runs",
+    "SimulatedRun": "p2pfl.simulation.simulated_run",
     "Topology": "p2pfl.graphs.topology",
     "TorchLearner": "p2pfl.learning.learner",
+    "average": "p2pfl.simulation.scalars",
     "build_model": "p2pfl.learning.models",
     "load_data": "p2pfl.learning.data",
     "load_model": "p2pfl.model_files",
     "load_run": "p2pfl.analysis.runs",
     "load_topology": "p2pfl.topology_files",
+    "simulate": "p2pfl.simulation.simulate",
+    "sweep": "p2pfl.simulation.sweep",
 }
 
 __all__ = [
@@ -54,13 +66,17 @@ __all__ = [
     "Recipe",
     "Result",
     "Run",
+    "SimulatedRun",
     "Topology",
     "TorchLearner",
+    "average",
     "build_model",
     "load_data",
     "load_model",
     "load_run",
     "load_topology",
+    "simulate",
+    "sweep",
 ]
 
 

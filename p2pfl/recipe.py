@@ -2,9 +2,11 @@
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -13,8 +15,8 @@ from p2pfl.errors import RecipeError, UsageError
 from p2pfl.graphs import named
 from p2pfl.graphs.schedule import Schedule
 from p2pfl.graphs.topology import Topology
-from p2pfl.graphs.weighting import weighted
-from p2pfl.topology_files import load_topology
+from p2pfl.graphs.weighting import WEIGHTINGS, weighted
+from p2pfl.topology_files import load_schedule
 from p2pfl.types import Setting
 
 # How long and how patiently a run goes on: a model can be trained further under other values of these.
@@ -27,7 +29,7 @@ _Count: TypeAlias = Annotated[int, Meta(ge=1, le=_MOST)]
 _CountOrNone: TypeAlias = Annotated[int, Meta(ge=0, le=_MOST)]
 _SeedOrSame: TypeAlias = Annotated[int, Meta(ge=-1, le=1 << 62)]
 _Seconds: TypeAlias = Annotated[float, Meta(gt=0)]
-Engine: TypeAlias = Literal["auto", "event", "matrix", "ray"]
+Engine: TypeAlias = Literal["auto", "event", "matrix", "scalars", "ray"]
 Algorithm: TypeAlias = Literal["d-psgd", "alone", "fedavg", "pooled"]
 
 
@@ -69,11 +71,17 @@ class NetworkRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def schedule(self, nodes: int) -> Schedule:
         """The topology of every round, weighted as the recipe says. Raises TopologyError where it has no such form."""
-        return weighted(named.schedule(self.topology, nodes, self.seed_of("topology")), self.mixing)
+        return _schedule(self.topology, nodes, self.seed_of("topology"), self.mixing)
 
     def build_topology(self, nodes: int, round: int = 0) -> Topology:
         """The topology of a round for a number of members. Raises TopologyError where it has no such form."""
         return self.schedule(nodes).at(round)
+
+
+@lru_cache(maxsize=16)
+def _schedule(topology: str, nodes: int, seed: int, mixing: str) -> Schedule:
+    """Asked for in every round: what was drawn and weighted already is not drawn and weighted again."""
+    return weighted(named.schedule(topology, nodes, seed), mixing)
 
 
 class Recipe(NetworkRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -132,7 +140,7 @@ _ABOUT: Mapping[str, str] = {
     "target": "the column of a .csv to predict",
     "split": "auto (by alpha), iid, dirichlet:alpha=.1, shards:each=2, quantity:alpha=.5 or column:name=site",
     "samples": "examples a peer holds, drawn with repetition where there are not enough; 0 = all are dealt out",
-    "engine": "auto, event (the live peers' code in virtual time), matrix (all peers as one array) or ray",
+    "engine": "auto, event (live code in virtual time), matrix (all peers as one array), ray, or scalars (no training)",
     "dtype": "float32, or float64 where engines are compared",
     "device": "of the matrix engine: cpu, cuda, mps or auto",
     "workers": "processes of the matrix engine, actors of Ray; 0 = one a core",
@@ -142,7 +150,7 @@ _ABOUT: Mapping[str, str] = {
     "latency": "seconds a message takes over an edge, a number, a law drawn for each message, or a .csv file",
     "bandwidth": "megabytes a second of an edge, a number, a law drawn once an edge, or a .csv file; 0 = unlimited",
     "loss_rate": "probability that a share is lost on its way",
-    "churn": "who comes and goes: crash:rate=.01, or events as crash@3.5=4;leave@7=2;join@9=17 (seconds, peer)",
+    "churn": "who comes and goes: crash:rate=.01 (a second), or events crash@3.5=4;leave@7=2;join@9=17 (seconds, peer)",
     "batched": "event engine: what starts at one virtual time trains as one batch; faster, other bits",
 }
 
@@ -168,6 +176,8 @@ class Asked:
         chosen = {key: value for key, value in settings.items() if value is not None}
         if "topology" in chosen:
             chosen["topology"] = travelling(str(chosen["topology"]))
+        if "mixing" in chosen and parse_name(str(chosen["mixing"])) not in WEIGHTINGS:
+            raise RecipeError(f"mixing: there is no {chosen['mixing']!r}; there are: {', '.join(WEIGHTINGS)}")
         if chosen.get("steps") and "epochs" in chosen:
             raise RecipeError("choose --epochs or --steps, not both")
         for key, value in chosen.items():
@@ -207,6 +217,11 @@ def _convert(settings: Mapping[str, Any], kind: type[_R]) -> _R:
         text = str(error)
         key = text.rsplit("`$.", 1)[-1].rstrip("`") if "`$." in text else ""
         what = text.split(" - at ")[0].lower()
+        if "unknown field" in text:
+            what += nearest(text.split("`")[1], kind.__struct_fields__)
+        if key and "invalid enum value" in what:
+            what = f"there is no {settings.get(key)!r}; there are {', '.join(get_args(get_type_hints(kind)[key]))}"
+            raise RecipeError(f"{key}: {what}") from error
         raise RecipeError(f"{key or 'recipe'}: {what}, got {settings.get(key)!r}" if key else what) from error
     for name, value in msgspec.structs.asdict(recipe).items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -214,12 +229,20 @@ def _convert(settings: Mapping[str, Any], kind: type[_R]) -> _R:
     return recipe
 
 
+def nearest(key: str, keys: Iterable[str]) -> str:
+    """How a message goes on about a key that does not exist: with the nearest spelling, if one is near."""
+    near = get_close_matches(key.lower().replace("-", "_"), list(keys), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def complaint(settings: Mapping[str, Any]) -> str:
     """What is wrong with settings that somebody else tells, empty where a recipe can have them."""
     try:
-        topology = recipe_of(settings).topology
-        if parse_name(topology) not in named.NAMES:
-            return f"there is no topology {topology!r}"
+        recipe = recipe_of(settings)
+        if parse_name(recipe.topology) not in named.NAMES:
+            return f"there is no topology {recipe.topology!r}"
+        if parse_name(recipe.mixing) not in WEIGHTINGS:
+            return f"there is no weighting {recipe.mixing!r}"
     except UsageError as error:
         return str(error)
     return ""
@@ -231,9 +254,9 @@ def travelling(topology: str) -> str:
     Raises:
         TopologyError: there is no such topology.
     """
-    if parse_name(topology) in named.NAMES:
+    if parse_name(topology) in named.NAMES and not topology.partition(":")[2].strip().startswith("files="):
         return topology
-    return named.inline(load_topology(topology, None))
+    return named.inline(load_schedule(topology, None))
 
 
 def parse_name(topology: str) -> str:

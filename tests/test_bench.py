@@ -78,3 +78,20 @@ def test_table_has_a_line_for_each_figure_with_its_unit(tmp_path: Path) -> None:
     assert min(shown.values()) > 0
     ratio = shown["each way, both at once (MB/s)"] / shown["plain sockets, the same (MB/s)"]
     assert shown["ratio"] == pytest.approx(ratio, rel=2e-3)  # four digits are printed
+
+
+def test_simulations_are_shown_beside_a_plain_loop_and_within_what_memory_they_grow(tmp_path: Path) -> None:
+    shown = figures(tmp_path, "simulate", "--quick")
+    for name in ("mlp_256", "logistic_256"):
+        keys = {"steps_per_s", "loop_steps_per_s", "ratio", "vmap_steps_per_s", "vmap_ratio"}
+        assert shown[name].keys() >= keys
+        assert min(shown[name][key] for key in keys) > 0
+        assert shown[name]["ratio"] == pytest.approx(shown[name]["steps_per_s"] / shown[name]["loop_steps_per_s"])
+    growth = shown["growth"]
+    assert growth.keys() >= {"s_per_peer_256", "s_per_peer_4096", "ratio", "peak_mb", "budget_mb"}
+    assert growth["ratio"] == pytest.approx(growth["s_per_peer_4096"] / growth["s_per_peer_256"])
+    # 16 peers of 7,850 weights; 10,000 examples of 784 bytes and a label; 16 x 64 positions; 8,000 are for training
+    assert growth["budget_mb"] == pytest.approx((4 * 16 * 7850 * 4 + 10_000 * (784 + 8) + 16 * 64 * 8) / 1e6)
+    assert shown["event_1000"].keys() >= {"wall_s", "peak_mb"}
+    assert shown["event_1000"]["wall_s"] > 0
+    assert shown["event_1000"]["peak_mb"] > 100  # imports included

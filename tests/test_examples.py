@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -58,3 +60,43 @@ def test_every_example_is_short_and_has_a_guide() -> None:
     for path in EXAMPLES.rglob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) < 60, path
         assert (path.parent / "README.md").exists(), path
+
+
+def test_topologies_are_compared_in_thirty_lines(tmp_path: Path) -> None:
+    output = run("experiments/compare.py", str(tmp_path / "compare.png"), "4")
+    assert "noise floor" in output
+    assert "rho of noise floor and consensus distance: 1.00" in output
+    assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+    code = (EXAMPLES / "experiments/compare.py").read_text(encoding="utf-8").splitlines()
+    assert len(code) <= 32
+
+
+def test_a_topology_of_ones_own_is_predicted_and_trained() -> None:
+    output = run("experiments/own_topology.py", "10")
+    assert "villages: 16 peers, 24 edges, gap 0.0656" in output
+    distances = {name: float(text) for name, text in re.findall(r"^(\w+): .* distance ([\d.]+)", output, re.MULTILINE)}
+    assert distances["torus"] < distances["villages"]
+
+
+def test_a_study_is_drawn_from_the_files_of_a_run(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shared = ["--data", "digits", "--peers", "4", "--rounds", "3", "--steps", "2", "--model", "logistic", "--json"]
+    run("-m", "p2pfl.cli.app", "simulate", *shared, "--out", str(folder))
+    output = run("experiments/from_csv.py", str(folder / "metrics.csv"), str(tmp_path / "study.png"))
+    assert "MB a peer" in output
+    assert (tmp_path / "study.png").read_bytes().startswith(b"\x89PNG")
+    output = run("experiments/convergence.py", str(folder), str(tmp_path / "distance.png"), ".3")
+    assert "measured over predicted consensus distance" in output
+    assert (tmp_path / "distance.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_topology_table_orders_distances_even_when_short() -> None:
+    output = run("topology_table.py", "40", "1", "0.1")
+    assert "the order of distances holds" in output
+
+
+@pytest.mark.parametrize("data", ["digits", "mnist10k"])
+def test_prediction_ranks_twelve_topologies(data: str) -> None:
+    output = run("prediction.py", data, "30", "1")
+    assert len(re.findall("floor", output)) == 12
+    assert float(re.search(r"with distance: ([\d.]+)", output)[1]) >= 0.9

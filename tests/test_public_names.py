@@ -19,13 +19,17 @@ NAMES = [
     "Recipe",
     "Result",
     "Run",
+    "SimulatedRun",
     "Topology",
     "TorchLearner",
+    "average",
     "build_model",
     "load_data",
     "load_model",
     "load_run",
     "load_topology",
+    "simulate",
+    "sweep",
 ]
 
 

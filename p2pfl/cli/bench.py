@@ -106,6 +106,55 @@ def start(
     )
 
 
+@app.command(epilog="Examples:\n\np2pfl bench simulate\n\np2pfl bench simulate --quick --json")
+def simulate(
+    turns: Annotated[int, typer.Option(min=1, help="How often what is compared takes turns.")] = 5,
+    quick: Annotated[bool, typer.Option("--quick", help="Few peers and one turn: shows that all runs.")] = False,
+    json: options.Json = False,
+) -> None:
+    """How fast simulations run: the matrix engine against a plain loop, its growth, and the event engine."""
+    from dataclasses import replace
+
+    from p2pfl.bench.simulate import QUICK, Sizes, measure
+
+    sizes = QUICK if quick else replace(Sizes(), turns=turns)
+    with options.console(json).status(f"{sizes.turns} turns of {sizes.peers} and {sizes.many} simulated peers …"):
+        figures = measure(sizes)
+    if json:
+        print_json(figures)
+        return
+    against = {
+        "steps_per_s": "SGD steps, matrix engine (1/s)",
+        "loop_steps_per_s": "a plain loop over modules (1/s)",
+        "ratio": "ratio",
+        "vmap_steps_per_s": "as any module is trained, by torch.func (1/s)",
+        "vmap_ratio": "ratio",
+    }
+    titles = {
+        "mlp_256": against,
+        "logistic_256": against,
+        "growth": {
+            "s_per_peer_256": f"a round of {sizes.peers} peers, for each peer (s)",
+            "s_per_peer_4096": f"a round of {sizes.many} peers, for each peer (s)",
+            "ratio": "ratio",
+            "peak_mb": f"memory of {sizes.many} peers, beyond imports, all processes (MB)",
+            "budget_mb": "four times their parameters, and the data (MB)",
+        },
+        "event_1000": {
+            "wall_s": f"event engine, {sizes.event_peers} peers, {sizes.event_rounds} rounds (s)",
+            "peak_mb": "its memory, imports included (MB)",
+        },
+    }
+    models = {"mlp_256": "MLP 784-100-10: ", "logistic_256": "logistic regression: ", "growth": "logistic regression: "}
+    flat = {f"{group}.{key}": figures[group][key] for group, keys in titles.items() for key in keys}
+    named = {
+        f"{group}.{key}": title if title == "ratio" else models.get(group, "") + title
+        for group, keys in titles.items()
+        for key, title in keys.items()
+    }
+    _show(flat, json, named)
+
+
 def _show(figures: Mapping[str, Any], json: bool, titles: Mapping[str, str]) -> None:
     if json:
         print_json(figures)
@@ -114,5 +163,5 @@ def _show(figures: Mapping[str, Any], json: bool, titles: Mapping[str, str]) -> 
     table.add_column()
     table.add_column(justify="right")
     for key, title in titles.items():
-        table.add_row(title, f"{figures[key]:.4g}", style="bold" if key == "ratio" else "")
+        table.add_row(title, f"{figures[key]:.4g}", style="bold" if title == "ratio" else "")
     options.console(json).print(table)

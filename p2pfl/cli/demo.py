@@ -33,6 +33,7 @@ def command(
     epochs: options.Epochs = None,
     steps: options.Steps = None,
     topology: options.Topology = "ring",
+    mixing: options.Mixing = None,
     alpha: Annotated[
         float | None,
         typer.Option(min=0.0, help="Dirichlet alpha of the split: .1 very lopsided \\[default: 0.3; 0 with --target]."),
@@ -54,6 +55,7 @@ def command(
         alpha = 0.3 if target is None else 0.0  # numbers to predict have no classes to be lopsided in
     settings = asked(
         topology=topology,
+        mixing=mixing,
         rounds=rounds,
         seed=seed or 0,
         model=model,

@@ -15,7 +15,17 @@ NAMES = ("alice", "bob", "carol", "dave", "erin", "frank", "grace", "heidi", "iv
 
 Topology = Annotated[
     str | None,
-    typer.Option(help="Who averages with whom: ring, complete, star, torus, random-regular:k=4 …, or a file."),
+    typer.Option(
+        help="Who averages with whom: ring, torus, random-regular:k=4 …, a file, or a schedule that changes every "
+        "round, as one-peer-exponential or random-matching; p2pfl topology list shows all."
+    ),
+]
+Mixing = Annotated[
+    str | None,
+    typer.Option(
+        help="How much of each neighbor's model is taken in: metropolis, max-degree, uniform, lazy, best-constant or "
+        "finite-time \\[default: auto]."
+    ),
 ]
 Data = Annotated[
     str,

@@ -37,6 +37,7 @@ def command(
     part: Annotated[str | None, typer.Option(help="Use part I of N of the data, from 1, as 2/5.")] = None,
     alpha: options.Alpha = None,
     topology: options.Topology = None,
+    mixing: options.Mixing = None,
     model: options.Model = None,
     epochs: options.Epochs = None,
     steps: options.Steps = None,
@@ -67,6 +68,7 @@ def command(
     """Start a peer: it finds the others of its network, trains on its own data, and averages with its neighbors."""
     settings = asked(
         topology=topology,
+        mixing=mixing,
         rounds=rounds,
         seed=seed,
         model=model,
@@ -204,6 +206,7 @@ class _Session:
         much = f"{recipe.rounds} rounds" if recipe.rounds else "rounds until stopped"
         self._watch.say(
             f"round {round + 1} begins with {', '.join(members)}: {recipe.topology.partition(':edges')[0]}, "
+            f"{'' if recipe.mixing == 'auto' else f'{recipe.mixing} weights, '}"
             f"{recipe.model}, {much} of {work}, lr {recipe.lr:g}, batch {recipe.batch_size}, seed {recipe.seed}"
         )
 

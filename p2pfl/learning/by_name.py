@@ -11,6 +11,7 @@ from p2pfl.learning.data import Data, load_data, parts_of
 from p2pfl.learning.examples import Task
 from p2pfl.learning.learner import Metric, TorchLearner
 from p2pfl.learning.models import build_model
+from p2pfl.learning.quadratic import loss_of
 from p2pfl.learning.tabular import Missing
 from p2pfl.model_files import ModelFacts
 from p2pfl.recipe import NetworkRecipe
@@ -67,7 +68,8 @@ class NamedLearning:
             build_model(recipe.model, data.input_shape, data.outputs, recipe.seed_of("init")),
             data.train,
             data.test,
-            metrics=_metrics(data),
+            loss=loss_of(self.data),
+            metrics=metrics_of(data),
             lr=recipe.lr,
             batch_size=recipe.batch_size,
             epochs=recipe.epochs,
@@ -102,7 +104,7 @@ class NamedLearning:
         return {label: counts.get(index, 0) for index, label in enumerate(self.loaded.labels)}
 
 
-def _metrics(data: Data) -> dict[str, Metric]:
+def metrics_of(data: Data) -> dict[str, Metric]:
     """Mean absolute error, in the target's own unit, for regression."""
     if data.task != "regression":
         return {}

@@ -1,4 +1,4 @@
-"""Data by name: embedded digits, torchvision's sets, a folder of images, a .csv or .npz file, or one's own function."""
+"""Data by name: embedded or scikit-learn's digits, quadratics, torchvision's sets, images, .csv, .npz, functions."""
 
 import difflib
 import importlib.resources
@@ -14,16 +14,18 @@ from torch.utils.data import TensorDataset
 
 from p2pfl.errors import DataError, UsageError
 from p2pfl.keys import random_key
+from p2pfl.learning import quadratic
 from p2pfl.learning.examples import JSON, Data, Examples, Pair, Task, assemble, hold_back
 from p2pfl.learning.images import load_image_folder
 from p2pfl.learning.tabular import Missing, load_table
 from p2pfl.learning.vision import SOURCES, load_vision
 from p2pfl.partition import Indices, split
-from p2pfl.spelling import is_function, load_function, parse
+from p2pfl.spelling import Spelled, is_function, load_function, parse
 
-__all__ = ["Data", "Examples", "load_data", "parts_of"]
+__all__ = ["Data", "Examples", "data_of", "load_data", "parts_of"]
 
 _EMBEDDED = "mnist10k"
+_DIGITS = "digits"
 
 
 def load_data(
@@ -41,10 +43,11 @@ def load_data(
     """Read a data set and keep one peer's part of its training examples; the test part is whole for every peer.
 
     Args:
-        name: `mnist10k`, a name of torchvision's (`fashion-mnist`, `emnist:split=letters`), `package.module:function`
-            (called without arguments, returns `Data` or (train, test), each a Dataset or a pair of arrays), or the path
-            of a folder of images (one subfolder a class), of a .csv, or of an .npz (arrays x and y, or x_train,
-            y_train, x_test and y_test). Files that do not say which examples are for testing give a fixed fifth.
+        name: `mnist10k`, scikit-learn's `digits`, `quadratic:dim=10,groups=16` (see `quadratic.Quadratic`), a name of
+            torchvision's (`fashion-mnist`, `emnist:split=letters`), `package.module:function` (called without
+            arguments, returns `Data` or (train, test), each a Dataset or a pair of arrays), or the path of a folder of
+            images (one subfolder a class), of a .csv, or of an .npz (arrays x and y, or x_train, y_train, x_test and
+            y_test). Files that do not say which examples are for testing give a fixed fifth.
         part: (I, N), from 1: the I-th of N parts; None keeps all.
         alpha: Dirichlet concentration of classes in the parts, less is more uneven; None for equal parts.
         seed: the recipe's; draws the parts and nothing else.
@@ -79,11 +82,35 @@ def load_data(
 def parts_of(data: Data, parts: int, alpha: float | None, seed: int) -> tuple[Indices, ...]:
     """Positions in the whole training part of each peer's examples, as `load_data` deals them.
 
+    Data that has a group for every peer is dealt by groups, unless alpha is given.
+
     Raises:
         DataError: more parts than examples, or alpha for regression.
     """
+    if data.groups and alpha is None:
+        if data.groups != parts:
+            raise DataError(f"{data.name} has {data.groups} groups for {parts} parts; say groups={parts} in its name")
+        return tuple(np.split(np.arange(len(data.train)), parts))
     labels = data.train.targets.numpy() if data.task == "classification" else None
     return split(len(data.train), labels, parts, alpha, random_key(seed, "partition"))
+
+
+def data_of(train: Data | Any, test: Any = None, name: str = "own") -> Data:
+    """One's own examples as data: two Datasets or pairs (inputs, targets), or `Data` as it is.
+
+    Without a test part, the data's is empty.
+
+    Raises:
+        DataError: examples that cannot be learned from.
+    """
+    if isinstance(train, Data):
+        if test is None:
+            return train
+        inputs, targets = train.train.inputs, train.train.targets
+        return replace(train, test=assemble(train.name, (inputs, targets), _pair("test", test)).test)
+    own = _pair("train", train)
+    data = assemble(name, own, own if test is None else _pair("test", test))
+    return data if test is not None else replace(data, test=Examples(data.test.inputs[:0], data.test.targets[:0]))
 
 
 def _load(name: str | Path, root: Path) -> Data:
@@ -91,6 +118,10 @@ def _load(name: str | Path, root: Path) -> Data:
     if not isinstance(name, Path):
         if text == _EMBEDDED:
             return _embedded()
+        if text == _DIGITS:
+            return _digits()
+        if text.partition(":")[0] == quadratic.NAME and not text.endswith(":"):
+            return quadratic.quadratic(quadratic.read(_spelled(text)), text)
         if text.partition(":")[0] in SOURCES and not text.endswith(":"):
             if ":" in text and "=" not in text:
                 raise DataError(f"{text!r} is not of the form NAME:key=value, as emnist:split=letters")
@@ -111,7 +142,7 @@ def _existing(name: str | Path) -> Path:
         return path
     if isinstance(name, Path) or len(path.parts) > 1 or path.suffix:
         raise DataError(f"there is no file or folder {path.absolute()}; check the path")
-    names = (_EMBEDDED, *SOURCES)
+    names = (_EMBEDDED, *SOURCES, _DIGITS, quadratic.NAME)
     near = difflib.get_close_matches(str(name).partition(":")[0].lower().replace("_", "-"), names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise DataError(
@@ -128,6 +159,25 @@ def _embedded() -> Data:
         x, y = arrays["x"], arrays["y"]
     train, test = hold_back(len(x))
     return assemble(_EMBEDDED, (x[train], y[train]), (x[test], y[test]))
+
+
+def _digits() -> Data:
+    """1,797 digits of 8 × 8 pixels, from 0 to 1."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError("digits comes with scikit-learn, which is not installed: pip install scikit-learn") from error
+    x, y = load_digits(return_X_y=True)
+    x = (x / 16).astype(np.float32).reshape(-1, 1, 8, 8)
+    train, test = hold_back(len(x))
+    return assemble(_DIGITS, (x[train], y[train]), (x[test], y[test]))
+
+
+def _spelled(text: str) -> Spelled:
+    try:
+        return parse(text)
+    except UsageError as error:
+        raise DataError(str(error)) from error
 
 
 def _from_npz(path: Path) -> Data:

@@ -85,6 +85,7 @@ class Data:
     outputs: int  # classes, or numbers a regression target has
     labels: tuple[str, ...]  # class names; empty for regression
     preparation: Mapping[str, JSON]  # what it takes to prepare a foreign input the same way; see its "kind"
+    groups: int = 0  # equal blocks of the training part that each belong to a peer; 0 where the data has none
 
 
 def _as_float(values: torch.Tensor) -> torch.Tensor:

@@ -208,7 +208,7 @@ class TorchLearner:
             output, target = torch.cat(outputs), torch.cat(targets)
             metrics = {name: float(metric(output, target)) for name, metric in self._metrics.items()}
             loss = float(self._loss_of(output, target))
-            if "accuracy" not in metrics and _is_classes(output, target):
+            if "accuracy" not in metrics and is_classes(output, target):
                 metrics["accuracy"] = float((output.argmax(1) == target).double().mean())
         accuracy = metrics.pop("accuracy", None)
         return Evaluation(loss if math.isfinite(loss) else None, accuracy, metrics)
@@ -237,18 +237,14 @@ class TorchLearner:
         return loss.detach()
 
     def _loss_of(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        if self._loss is not None:
-            return self._loss(output, target)
-        if _is_classes(output, target):
-            return nn.functional.cross_entropy(output, target)
-        return nn.functional.mse_loss(output, target.to(output.dtype).view_as(output))
+        return default_loss(output, target) if self._loss is None else self._loss(output, target)
 
     def _batches(self, round: int, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """`count` batches, each epoch in a new order."""
         assert self._train is not None
         epoch = 0
         while count > 0:
-            generator = torch.Generator().manual_seed(random_key(self._seed, "order", self._seat, round, epoch))
+            generator = order_generator(self._seed, self._seat, round, epoch)
             for inputs, targets in self._epoch(self._train, generator):
                 yield self._placed(inputs), targets.to(self._device)
                 count -= 1
@@ -300,7 +296,20 @@ class TorchLearner:
                 )
 
 
-def _is_classes(output: torch.Tensor, target: torch.Tensor) -> bool:
+def order_generator(seed: int, seat: str, round: int, epoch: int) -> torch.Generator:
+    """What draws the order in which a peer takes its examples in an epoch of a round: `torch.randperm` of it."""
+    return torch.Generator().manual_seed(random_key(seed, "order", seat, round, epoch))
+
+
+def default_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Cross entropy for classes, mean squared error for numbers; a scalar."""
+    if is_classes(output, target):
+        return nn.functional.cross_entropy(output, target)
+    return nn.functional.mse_loss(output, target.to(output.dtype).view_as(output))
+
+
+def is_classes(output: torch.Tensor, target: torch.Tensor) -> bool:
+    """Whether the targets are classes, and the outputs a number for each class."""
     return not target.is_floating_point() and output.ndim == target.ndim + 1
 
 

@@ -1,9 +1,10 @@
-"""Models by name: `mlp:hidden=256-128`, `cnn`, `logistic`, or one's own `package.module:function`."""
+"""Models by name: `mlp:hidden=256-128`, `cnn`, `logistic`, `point`, or one's own `package.module:function`."""
 
 import difflib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -12,17 +13,19 @@ from p2pfl.errors import ModelError, UsageError
 from p2pfl.keys import random_key
 from p2pfl.spelling import is_function, load_function, parse
 
+Builder: TypeAlias = Callable[..., nn.Module]  # (input_shape, outputs) or () -> module
 _LARGE = 1024  # values of an input above which a dense first layer costs more than convolutions
 _MAX_WIDTH = 1 << 20
 
 
-def build_model(spec: str, input_shape: Sequence[int], outputs: int, seed: int = 0) -> nn.Module:
+def build_model(spec: str | Builder, input_shape: Sequence[int], outputs: int, seed: int = 0) -> nn.Module:
     """Build a model with the initial weights of `seed`; the process's random generator is left as it was.
 
     A function is called as function(input_shape, outputs) if it can take two positional arguments, else with none.
 
     Args:
-        spec: `mlp` (hidden=128, dropout=0), `cnn` (channels=16, hidden=128, dropout=0), `logistic`, or a function.
+        spec: `mlp` (hidden=128, dropout=0), `cnn` (channels=16, hidden=128, dropout=0), `logistic`, `point` (of
+            quadratic data: the numbers to predict themselves, from 0), or a function, itself or by name.
         input_shape: of one input, without the batch.
         outputs: classes, or numbers to predict.
         seed: the recipe's; peers with the same seed start from equal weights.
@@ -36,8 +39,10 @@ def build_model(spec: str, input_shape: Sequence[int], outputs: int, seed: int =
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would reseed the GPUs too, which fork_rng(devices=[]) does not put back.
         torch.default_generator.manual_seed(random_key(seed, "model"))
+        if not isinstance(spec, str):
+            return _call(spec, getattr(spec, "__name__", "the model"), shape, outputs)
         if spec.partition(":")[0] not in _BUILDERS and is_function(spec):
-            return _call(spec, shape, outputs)
+            return _call(_loaded(spec), spec, shape, outputs)
         return _build(spec, shape, outputs)
 
 
@@ -56,7 +61,7 @@ def _build(spec: str, shape: tuple[int, ...], outputs: int) -> nn.Module:
     if spelled.name not in _BUILDERS:
         near = difflib.get_close_matches(spelled.name, _BUILDERS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        names = ", ".join(_BUILDERS)
+        names = ", ".join(name for name in _BUILDERS if name != "point")  # that one comes with its data
         raise ModelError(f"there is no model {spelled.name!r}; {hint}known: {names}, or package.module:function")
     builder, known = _BUILDERS[spelled.name]
     for option in spelled.options:
@@ -66,11 +71,14 @@ def _build(spec: str, shape: tuple[int, ...], outputs: int) -> nn.Module:
     return builder(shape, outputs, spelled.options)
 
 
-def _call(spec: str, shape: tuple[int, ...], outputs: int) -> nn.Module:
+def _loaded(spec: str) -> Builder:
     try:
-        function = load_function(spec)
+        return load_function(spec)
     except UsageError as error:
         raise ModelError(str(error)) from error
+
+
+def _call(function: Builder, spec: str, shape: tuple[int, ...], outputs: int) -> nn.Module:
     signature = inspect.signature(function)
     if _takes(signature, shape, outputs):
         model = function(shape, outputs)
@@ -89,6 +97,22 @@ def _takes(signature: inspect.Signature, *arguments: object) -> bool:
     except TypeError:
         return False
     return True
+
+
+class Point(nn.Module):
+    """A learned point, the same output [outputs] for every input."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.point = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """[k, …] -> [k, outputs]."""
+        return self.point.expand(len(inputs), -1)
+
+
+def _point(shape: tuple[int, ...], outputs: int, options: Mapping[str, str]) -> nn.Module:
+    return Point(outputs)
 
 
 def _logistic(shape: tuple[int, ...], outputs: int, options: Mapping[str, str]) -> nn.Module:
@@ -152,4 +176,5 @@ _BUILDERS: Mapping[str, tuple[Callable[[tuple[int, ...], int, Mapping[str, str]]
     "mlp": (_mlp, ("hidden", "dropout")),
     "cnn": (_cnn, ("channels", "hidden", "dropout")),
     "logistic": (_logistic, ()),
+    "point": (_point, ()),
 }
