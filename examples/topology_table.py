@@ -3,7 +3,7 @@
 python examples/topology_table.py [rounds] [seeds] [alpha …]
 
 Prints accuracy (mean over peers and seeds ± standard deviation over seeds) and consensus distance, and checks what is
-safe to expect. With 600 rounds and 3 seeds it takes three to four minutes on two free cores.
+safe to expect. With 600 rounds and 3 seeds it takes one to two minutes on two cores.
 """
 
 import sys

@@ -80,13 +80,20 @@ def test_table_has_a_line_for_each_figure_with_its_unit(tmp_path: Path) -> None:
     assert shown["ratio"] == pytest.approx(ratio, rel=2e-3)  # four digits are printed
 
 
-def test_simulations_are_shown_beside_a_plain_loop_and_within_what_memory_they_grow(tmp_path: Path) -> None:
+def test_simulations_are_shown_beside_plain_loops_and_within_what_memory_they_grow(tmp_path: Path) -> None:
     shown = figures(tmp_path, "simulate", "--quick")
     for name in ("mlp_256", "logistic_256"):
-        keys = {"steps_per_s", "loop_steps_per_s", "ratio", "vmap_steps_per_s", "vmap_ratio"}
-        assert shown[name].keys() >= keys
-        assert min(shown[name][key] for key in keys) > 0
-        assert shown[name]["ratio"] == pytest.approx(shown[name]["steps_per_s"] / shown[name]["loop_steps_per_s"])
+        figure = shown[name]
+        paces = {"steps_per_s", "loop_steps_per_s", "bare_loop_steps_per_s", "vmap_steps_per_s"}
+        assert figure.keys() >= paces
+        assert min(figure[pace] for pace in paces) > 0
+        for ratio, over, under in (
+            ("ratio", "steps_per_s", "loop_steps_per_s"),
+            ("bare_ratio", "steps_per_s", "bare_loop_steps_per_s"),
+            ("vmap_ratio", "vmap_steps_per_s", "loop_steps_per_s"),
+        ):
+            assert figure[ratio] == pytest.approx(figure[over] / figure[under])
+            assert figure[f"{ratio}_by_turn"] == [figure[ratio]]
     growth = shown["growth"]
     assert growth.keys() >= {"s_per_peer_256", "s_per_peer_4096", "ratio", "peak_mb", "budget_mb"}
     assert growth["ratio"] == pytest.approx(growth["s_per_peer_4096"] / growth["s_per_peer_256"])

@@ -1,4 +1,4 @@
-"""How fast simulations run: the matrix engine against a plain loop over modules, its growth, and the event engine."""
+"""How fast simulations run: the matrix engine against plain loops over modules, its growth, and the event engine."""
 
 import json
 import statistics
@@ -88,16 +88,21 @@ def _problem(data: "Data", model: str, peers: int, sizes: Sizes) -> Problem:
 
 
 def _against_loop(problem: Problem, sizes: Sizes) -> dict[str, Any]:
-    loop = _Loop(problem)
+    plain, bare = _PlainLoop(problem), _BareLoop(problem)
     ways: Mapping[str, Callable[[], float]] = {
         "steps_per_s": lambda: _steps_per_s(MatrixEngine(), problem),
-        "loop_steps_per_s": loop.steps_per_s,
+        "loop_steps_per_s": plain.steps_per_s,
+        "bare_loop_steps_per_s": bare.steps_per_s,
         "vmap_steps_per_s": lambda: _steps_per_s(MatrixEngine("vectorized"), problem),
     }
     turns = [{name: way() for name, way in ways.items()} for _ in range(sizes.turns)]
     figures: dict[str, Any] = {name: statistics.median(turn[name] for turn in turns) for name in ways}
-    for name, over in (("ratio", "steps_per_s"), ("vmap_ratio", "vmap_steps_per_s")):
-        ratios = sorted(turn[over] / turn["loop_steps_per_s"] for turn in turns)
+    for name, over, under in (
+        ("ratio", "steps_per_s", "loop_steps_per_s"),
+        ("bare_ratio", "steps_per_s", "bare_loop_steps_per_s"),
+        ("vmap_ratio", "vmap_steps_per_s", "loop_steps_per_s"),
+    ):
+        ratios = sorted(turn[over] / turn[under] for turn in turns)
         figures |= {name: statistics.median(ratios), f"{name}_by_turn": ratios}
     return figures
 
@@ -133,50 +138,83 @@ class _Keeper:
 
 
 class _Loop:
-    """A module a peer, trained one after the other, as such loops run fastest.
-
-    Inputs are numbers already and shared by all, a peer's examples are gathered once an epoch, SGD is written out
-    (`torch.optim` costs more), and gradients are handed over instead of added to old ones.
-    """
+    """A module a peer, trained one after the other by one thread; each is mixed with its two neighbors on the ring."""
 
     def __init__(self, problem: Problem) -> None:
         self._modules = [problem.build() for _ in range(problem.peers)]
         self._inputs, self._targets = problem.data.train.batch(torch.arange(len(problem.data.train)))
         self._parts = [torch.from_numpy(part) for part in problem.parts]
         self._recipe = problem.recipe
-        self._round()
 
     def steps_per_s(self) -> float:
         """Of a round: training and mixing."""
         begun = time.perf_counter()
-        return self._round() / (time.perf_counter() - begun)
-
-    def _round(self) -> int:
-        size, lr, steps = self._recipe.batch_size, self._recipe.lr, 0
-        for module, part in zip(self._modules, self._parts, strict=True):
-            order = part[torch.randperm(len(part))]
-            parameters = list(module.parameters())
-            batches = (torch.split(self._inputs[order], size), torch.split(self._targets[order], size))
-            for inputs, targets in zip(*batches, strict=True):
-                loss = nn.functional.cross_entropy(module(inputs), targets)
-                loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotations there
-                with torch.no_grad():
-                    for parameter in parameters:
-                        assert parameter.grad is not None
-                        parameter.add_(parameter.grad, alpha=-lr)
-                        parameter.grad = None
-                steps += 1
+        steps = sum(self._train(peer) for peer in range(len(self._modules)))
         self._mix()
-        return steps
+        return steps / (time.perf_counter() - begun)
+
+    def _train(self, peer: int) -> int:
+        """Train a peer for an epoch; its steps."""
+        raise NotImplementedError
 
     def _mix(self) -> None:
-        """Each with its two neighbors on the ring."""
         before = [[parameter.detach().clone() for parameter in module.parameters()] for module in self._modules]
         with torch.no_grad():
             for i, module in enumerate(self._modules):
                 sides = zip(before[i - 1], before[(i + 1) % len(before)], strict=True)
                 for parameter, (left, right) in zip(module.parameters(), sides, strict=True):
                     parameter.add_(left).add_(right).mul_(1 / 3)
+
+
+class _PlainLoop(_Loop):
+    """As such loops are written: `torch.optim.SGD` and examples of its own for each peer, indexed batch by batch."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self._optimizers = [torch.optim.SGD(module.parameters(), lr=self._recipe.lr) for module in self._modules]
+        self._examples = [(self._inputs[part], self._targets[part]) for part in self._parts]
+        self.steps_per_s()
+
+    def _train(self, peer: int) -> int:
+        module, optimizer, (inputs, targets) = self._modules[peer], self._optimizers[peer], self._examples[peer]
+        order, size = torch.randperm(len(inputs)), self._recipe.batch_size
+        starts = range(0, len(order), size)
+        for begin in starts:
+            batch = order[begin : begin + size]
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(module(inputs[batch]), targets[batch])
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotations there
+            optimizer.step()
+        return len(starts)
+
+
+class _BareLoop(_Loop):
+    """As such loops run fastest.
+
+    Inputs are shared by all, a peer's examples are gathered once an epoch, SGD is written out (`torch.optim` costs
+    more), and gradients are handed over instead of added to old ones.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem)
+        self.steps_per_s()
+
+    def _train(self, peer: int) -> int:
+        module, part, size = self._modules[peer], self._parts[peer], self._recipe.batch_size
+        order = part[torch.randperm(len(part))]
+        parameters = list(module.parameters())
+        batches = list(
+            zip(torch.split(self._inputs[order], size), torch.split(self._targets[order], size), strict=True)
+        )
+        for inputs, targets in batches:
+            loss = nn.functional.cross_entropy(module(inputs), targets)
+            loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotations there
+            with torch.no_grad():
+                for parameter in parameters:
+                    assert parameter.grad is not None
+                    parameter.add_(parameter.grad, alpha=-self._recipe.lr)
+                    parameter.grad = None
+        return len(batches)
 
 
 # Growth and memory

@@ -14,7 +14,6 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
-from p2pfl.learning.examples import Examples
 from p2pfl.learning.learner import default_loss
 from p2pfl.simulation.batches import Gatherer, batch_positions, longest_piece, steps_of
 from p2pfl.simulation.problem import Problem
@@ -22,16 +21,15 @@ from p2pfl.simulation.problem import Problem
 Activation: TypeAlias = Literal["relu", "tanh", "sigmoid", "none"]
 
 _ALIGNED = 8  # floats: rows of the buffers begin where a vector register's worth does
-_PREPARED_BYTES = 64 << 20  # of inputs that are kept as numbers
 _KINDS: dict[type[nn.Module], Activation] = {nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
-_FORWARD: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+FORWARD: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": torch.relu_,
     "tanh": torch.tanh_,
     "sigmoid": torch.sigmoid_,
     "none": lambda values: values,
 }
 _aten: Any = torch.ops.aten  # what autograd itself calls, written into buffers that are there
-_BACKWARD: dict[Activation, Callable[[torch.Tensor, torch.Tensor], object]] = {
+BACKWARD: dict[Activation, Callable[[torch.Tensor, torch.Tensor], object]] = {
     "relu": lambda gradient, output: _aten.threshold_backward.grad_input(gradient, output, 0, grad_input=gradient),
     "tanh": lambda gradient, output: _aten.tanh_backward.grad_input(gradient, output, grad_input=gradient),
     "sigmoid": lambda gradient, output: _aten.sigmoid_backward.grad_input(gradient, output, grad_input=gradient),
@@ -150,7 +148,9 @@ class DenseStepper:
         slots = -(-longest // self._batch)
         last = layers[-1].outputs
         self._gatherer = Gatherer(train, longest, dtype, device)
-        self._prepared = self._prepare(train)
+        self._prepared = self._gatherer.prepared(_padded(layers[0]))
+        if self._prepared is not None:
+            self._prepared[:, layers[0].inputs :] = _ones(layers[0], self._prepared)
         self._inputs = self._new(slots * self._batch, _padded(layers[0]))
         self._inputs[:, layers[0].inputs :] = _ones(layers[0], self._inputs)
         self._scores = self._new(slots, last, self._batch)
@@ -174,18 +174,6 @@ class DenseStepper:
         """See `Stepper`."""
         with torch.inference_mode():
             return [self._train(round, peer, row) for peer, row in zip(peers, rows, strict=True)]
-
-    def _prepare(self, train: Examples) -> torch.Tensor | None:
-        """All inputs as the buffer has them, where that is little: gathering is one copy then. None elsewhere."""
-        width = _padded(self._layers[0])
-        if self._device.type != "cpu" or len(train) * width * self._dtype.itemsize > _PREPARED_BYTES:
-            return None
-        prepared = self._new(len(train), width)
-        for positions in torch.split(torch.arange(len(train)), self._gatherer.most):
-            part = prepared[int(positions[0]) : int(positions[-1]) + 1]
-            self._gatherer.gather(positions, part[:, : self._layers[0].inputs])
-        prepared[:, self._layers[0].inputs :] = _ones(self._layers[0], prepared)
-        return prepared
 
     def _train(self, round: int, peer: int, row: torch.Tensor) -> float:
         places = self._places(row)
@@ -268,7 +256,7 @@ class DenseStepper:
         kinds = [layer.activation for layer in layers]
         averaged = size if self._classes else size * layers[-1].outputs / 2
         return _Slot(
-            tuple((weights[k], below[k], hidden.outputs[k], _FORWARD[kinds[k]]) for k in range(len(layers) - 1)),
+            tuple((weights[k], below[k], hidden.outputs[k], FORWARD[kinds[k]]) for k in range(len(layers) - 1)),
             (weights[-1], below[-1]),
             self._scores[index, :, :size],
             self._wanted[index, :, :size],
@@ -280,7 +268,7 @@ class DenseStepper:
                     below[k].t(),
                     hidden.outputs[k - 1],
                     hidden.gradients[k - 1],
-                    _BACKWARD[kinds[k - 1]],
+                    BACKWARD[kinds[k - 1]],
                 )
                 for k in range(len(layers) - 1, 0, -1)
             ),

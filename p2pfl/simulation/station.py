@@ -13,7 +13,7 @@ import torch
 from p2pfl.layout import Layout, layout_of
 from p2pfl.learning.examples import Examples
 from p2pfl.learning.learner import default_loss, is_classes
-from p2pfl.simulation.mixing_rows import RowMixing, spread
+from p2pfl.simulation.mixing_rows import RowMixing, level, spread
 from p2pfl.simulation.problem import Problem
 from p2pfl.simulation.steppers import Stepper, stepper_for
 from p2pfl.simulation.vectorized import blocks_of
@@ -47,6 +47,7 @@ class Station:
         self._problem = problem
         self._path = path
         self._sides = sides
+        self._rows = [list(side.unbind()) for side in sides]
         self._mean = mean
         self._figures = {name: figures[:, column] for column, name in enumerate(FIGURES)}
         self._dtype, self._device = mean.dtype, mean.device
@@ -83,7 +84,7 @@ class Station:
     def train(self, round: int, side: int, block: int) -> Answer:
         """Train a block of peers on a side."""
         peers = self.blocks[block]
-        rows = [self._sides[side][peer] for peer in peers]
+        rows = [self._rows[side][peer] for peer in peers]
         begun = time.perf_counter()
         losses = self._stepper().train(round, peers, rows)
         seconds = (time.perf_counter() - begun) / len(peers)
@@ -103,8 +104,7 @@ class Station:
 
     def level(self, side: int, begin: int, end: int) -> Answer:
         """Give all peers the exact average, in some columns."""
-        columns = self._sides[side][:, begin:end]
-        columns[:] = columns.mean(dim=0)
+        level(self._sides[side], begin, end)
         return ()
 
     def measure(self, side: int, begin: int, end: int) -> Answer:

@@ -9,9 +9,11 @@ from p2pfl.errors import TrainingError
 from p2pfl.learning.learner import TorchLearner
 from p2pfl.simulation.dense import DenseStepper, dense_layers
 from p2pfl.simulation.problem import Problem
+from p2pfl.simulation.stacked import StackedStepper, worth_stacking
 from p2pfl.simulation.vectorized import VectorizedStepper, why_not
 
 PATHS = {
+    "stacked": "a backward pass written by hand, a block of peers at once",
     "dense": "a backward pass written by hand, peer by peer in the cache",
     "vectorized": "torch.func, a block of peers at once",
     "learners": "a learner a peer, one after the other",
@@ -73,10 +75,10 @@ class LearnerStepper:
 
 
 def best_path(problem: Problem, dtype: torch.dtype, device: torch.device) -> tuple[str, str]:
-    """The fastest of `PATHS` that trains this problem, and why no faster one does; empty for the fastest."""
+    """The fastest of `PATHS` that trains this problem, and what keeps the faster ones away, if anything."""
     layers = dense_layers(problem.build(), problem)
     if not isinstance(layers, str):
-        return "dense", ""
+        return ("stacked" if worth_stacking(problem, layers) else "dense"), ""
     try:
         VectorizedStepper(problem, dtype, device)
     except Exception as error:  # whatever a user's own module raises when it is vectorized: it may still run alone
@@ -86,10 +88,11 @@ def best_path(problem: Problem, dtype: torch.dtype, device: torch.device) -> tup
 
 def stepper_for(path: str, problem: Problem, dtype: torch.dtype, device: torch.device) -> Stepper:
     """The stepper of a path that fits the problem."""
-    if path == "dense":
+    if path in ("dense", "stacked"):
         layers = dense_layers(problem.build(), problem)
         assert not isinstance(layers, str)  # best_path looked
-        return DenseStepper(problem, layers, dtype, device)
+        kind = DenseStepper if path == "dense" else StackedStepper
+        return kind(problem, layers, dtype, device)
     if path == "vectorized":
         return VectorizedStepper(problem, dtype, device)
     return LearnerStepper(problem, dtype, device)
