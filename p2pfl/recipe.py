@@ -25,9 +25,11 @@ _R = TypeVar("_R", bound="NetworkRecipe")
 LONGEST_TEXT = 1 << 14  # characters of a setting, as the hello takes them
 
 _MOST = 1 << 31  # of anything that is counted
+_LARGEST_SEED = 1 << 62
+_LARGEST_OPTION = 10**6  # of a topology, whatever it counts: others are told it, and build with it
 _Count: TypeAlias = Annotated[int, Meta(ge=1, le=_MOST)]
 _CountOrNone: TypeAlias = Annotated[int, Meta(ge=0, le=_MOST)]
-_SeedOrSame: TypeAlias = Annotated[int, Meta(ge=-1, le=1 << 62)]
+_SeedOrSame: TypeAlias = Annotated[int, Meta(ge=-1, le=_LARGEST_SEED)]
 _Seconds: TypeAlias = Annotated[float, Meta(gt=0)]
 Engine: TypeAlias = Literal["auto", "event", "matrix", "scalars", "ray"]
 Algorithm: TypeAlias = Literal["d-psgd", "alone", "fedavg", "pooled"]
@@ -39,7 +41,7 @@ class NetworkRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     topology: str = "ring"
     mixing: str = "auto"
     rounds: _CountOrNone = 15
-    seed: Annotated[int, Meta(ge=0, le=1 << 62)] = 0
+    seed: Annotated[int, Meta(ge=0, le=_LARGEST_SEED)] = 0
     data_seed: _SeedOrSame = -1
     init_seed: _SeedOrSame = -1
     topology_seed: _SeedOrSame = -1
@@ -176,14 +178,14 @@ class Asked:
         chosen = {key: value for key, value in settings.items() if value is not None}
         if "topology" in chosen:
             chosen["topology"] = travelling(str(chosen["topology"]))
-        if "mixing" in chosen and parse_name(str(chosen["mixing"])) not in WEIGHTINGS:
-            raise RecipeError(f"mixing: there is no {chosen['mixing']!r}; there are: {', '.join(WEIGHTINGS)}")
         if chosen.get("steps") and "epochs" in chosen:
             raise RecipeError("choose --epochs or --steps, not both")
         for key, value in chosen.items():
             if isinstance(value, str) and len(value) > LONGEST_TEXT:
                 raise RecipeError(f"{key} is {len(value)} characters long; at most {LONGEST_TEXT} travel in a recipe")
-        recipe_of(chosen)
+        recipe = recipe_of(chosen)
+        _check_topology(recipe.topology)
+        _check_mixing(recipe.mixing)
         return cls(chosen)
 
 
@@ -236,16 +238,48 @@ def nearest(key: str, keys: Iterable[str]) -> str:
 
 
 def complaint(settings: Mapping[str, Any]) -> str:
-    """What is wrong with settings that somebody else tells, empty where a recipe can have them."""
+    """What is wrong with settings that somebody else tells, empty where a recipe can have them.
+
+    Nothing as large as what is told is built for it: an answer takes no longer for a large number than for a small one.
+    """
     try:
+        for key, value in settings.items():
+            if isinstance(value, str) and len(value) > LONGEST_TEXT:
+                return f"{key[:64]} is {len(value)} characters long"
         recipe = recipe_of(settings)
-        if parse_name(recipe.topology) not in named.NAMES:
-            return f"there is no topology {recipe.topology!r}"
-        if parse_name(recipe.mixing) not in WEIGHTINGS:
-            return f"there is no weighting {recipe.mixing!r}"
+        _check_topology(recipe.topology)
+        _check_mixing(recipe.mixing)
     except UsageError as error:
         return str(error)
     return ""
+
+
+def _check_topology(topology: str) -> None:
+    """Look at the name and options of a topology that travels; whether there is one of so many peers shows later.
+
+    Raises:
+        RecipeError: a number that no network needs.
+        TopologyError: an unknown name or option, or a value of the wrong kind.
+        UsageError: the text is not of the form NAME or NAME:key=value,….
+    """
+    for key, value in named.options_of(topology).items():
+        if isinstance(value, int | float):
+            least, most = (0, _LARGEST_SEED) if key == "seed" else (-_LARGEST_OPTION, _LARGEST_OPTION)
+            if not least <= value <= most:  # which is so of nan too
+                raise RecipeError(f"option {key!r} of topology {parse_name(topology)!r} cannot be {value}")
+
+
+def _check_mixing(mixing: str) -> None:
+    """Look at the name and options of a weighting.
+
+    Raises:
+        RecipeError: there is no such weighting.
+        TopologyError: an unknown option, or a value it cannot have.
+        UsageError: the text is not of the form NAME or NAME:key=value,….
+    """
+    if parse_name(mixing) not in WEIGHTINGS:
+        raise RecipeError(f"mixing: there is no {mixing!r}; there are: {', '.join(WEIGHTINGS)}")
+    weighted(named.schedule("complete", 2), mixing)  # which every weighting fits
 
 
 def travelling(topology: str) -> str:

@@ -6,7 +6,7 @@ A sweep is a recipe in which any setting may be a list, and every combination is
 import itertools
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,39 @@ class Sweep:
 
     def __len__(self) -> int:
         return len(list(self.recipes()))
+
+    def over(self, base: Mapping[str, Any], grid: Mapping[str, Any]) -> "Sweep":
+        """The same with these settings and values over its own.
+
+        Epochs that are asked for stand over the steps it has, and steps over epochs. A value that stands twice in the
+        grid is one run; a value alone is a list of one.
+
+        Raises:
+            RecipeError: a grid without values, an unknown setting, a value of the wrong kind, or epochs that no run
+                would heed.
+        """
+        more = {key: _values(key, values) for key, values in grid.items()}
+        asked = {*base, *more}
+        for one, other in (("epochs", "steps"), ("steps", "epochs")):
+            if one in asked and other not in asked and any([base.get(one), *more.get(one, ())]):
+                asked.add(other)
+                break
+        kept = {key: value for key, value in self.base.items() if key not in asked}
+        varied = {key: _values(key, values) for key, values in self.grid.items() if key not in asked}
+        shared = {key: value for key, value in base.items() if key not in more}
+        plan = Sweep({**kept, **shared}, {**varied, **more}, self.references)
+        if plan.contradicts:
+            raise RecipeError(plan.contradicts)
+        return plan
+
+    @property
+    def contradicts(self) -> str:
+        """Why some runs would not be what the grid says, with the mend; empty where all are."""
+        steps = self.grid.get("steps", [self.base.get("steps", 0)])
+        epochs = self.grid.get("epochs", ())
+        if any(steps) and any(value != 1 for value in epochs):
+            return "epochs: steps stand instead of them, so they cannot vary beside steps: leave steps out, or epochs"
+        return ""
 
     def recipes(self) -> Iterator[Recipe]:
         """Every combination, the last setting of the grid varying fastest. Raises RecipeError."""
@@ -81,7 +114,10 @@ def read_sweep(path: Path) -> Sweep:
             raise RecipeError(f"{_place(path, text, key)}{key} is an empty list: give at least one value")
         for value in values:
             _recipe(path, text, {**base, key: value})
-    return Sweep(base, grid, tuple(references))
+    plan = Sweep(base, grid, tuple(references))
+    if plan.contradicts:
+        raise RecipeError(f"{_place(path, text, 'epochs')}{plan.contradicts}")
+    return plan
 
 
 def is_sweep(path: Path) -> bool:
@@ -111,6 +147,17 @@ def commented(sweep: bool = False) -> str:
             value = list(_SWEPT[name]) if sweep and name in _SWEPT else plain[name]
             lines += ["", f"# {about(name)}", f"{name} = {_toml(value)}"]
     return "\n".join(lines) + "\n"
+
+
+def _values(key: str, values: Any) -> list[Any]:
+    """The values of a setting, each once, as plain Python has them: a grid may come from numpy."""
+    listed = [values] if isinstance(values, str) or not isinstance(values, Iterable) else list(values)
+    plain = [value.item() if hasattr(value, "item") else value for value in listed]
+    if not plain:
+        raise RecipeError(f"the grid has no values for {key}: give at least one")
+    for value in plain:
+        run_recipe_of({key: value})  # what cannot be is told before anything runs
+    return list(dict.fromkeys(plain))
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Sinks: where events go. Each is a callable `(RunEvent) -> None`; the files of a run are written by one of them."""
 
 import csv
+import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -211,9 +212,19 @@ class RunFiles:
             writer.writerows(counts)
 
     def write_summary(self, summary: Mapping[str, object]) -> None:
-        """Write `summary.json`."""
-        text = msgspec.json.format(msgspec.json.encode(summary), indent=2)
-        (self.folder / "summary.json").write_bytes(text + b"\n")
+        """Write `summary.json`, whole or not at all."""
+        write_summary(self.folder, summary)
+
+
+def write_summary(folder: Path, summary: Mapping[str, object]) -> None:
+    """Write `summary.json` of a run: a crash leaves the old one or the new one, never half of one. Raises OSError."""
+    text = msgspec.json.format(msgspec.json.encode(summary), indent=2)
+    temporary = folder / f".summary.json.{os.getpid()}"
+    try:
+        temporary.write_bytes(text + b"\n")
+        temporary.replace(folder / "summary.json")
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _short(value: object) -> object:

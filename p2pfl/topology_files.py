@@ -95,6 +95,21 @@ def list_files() -> tuple[str, ...]:
     return tuple(_ready_files())
 
 
+def load_note(name: str) -> str:
+    """What a ready file, by its bare name, says of itself; empty where it says nothing.
+
+    Raises:
+        TopologyError: there is no such ready file, or it cannot be read.
+    """
+    ready = _ready_files()
+    if name not in ready:
+        raise named.unknown(name, tuple(ready))
+    path = ready[name]
+    if path.suffix == ".toml":
+        return _toml_file(path).note
+    return str(_graph(path).graph.get("note", "")) if path.suffix == ".graphml" else ""
+
+
 def ready_folder(package: Path = Path(__file__).parent) -> Path:
     """Where the ready files are: inside an installed package, beside it in a checkout."""
     # Inside first: beside an installed package are everybody's packages. pyproject.toml maps the one to the other.
@@ -156,11 +171,15 @@ def _read(path: Path, nodes: int | None, connected: bool) -> Topology:
         raise TopologyError(f"topology file {str(path)!r}: {error}") from error
 
 
-def _toml(path: Path) -> Topology:
+def _toml_file(path: Path) -> _File:
     try:
-        file = msgspec.toml.decode(path.read_text(encoding="utf-8"), type=_File)
+        return msgspec.toml.decode(path.read_text(encoding="utf-8"), type=_File)
     except msgspec.DecodeError as error:
         raise TopologyError(str(error)) from error
+
+
+def _toml(path: Path) -> Topology:
+    file = _toml_file(path)
     if (file.edges is None) == (file.arcs is None):
         raise TopologyError("it needs either edges or, directed, arcs")
     directed = file.arcs is not None
@@ -206,12 +225,15 @@ def _triples(
     return tuple((i, j, weight) for i, j, weight in cells if weight or (i, j) in linked)
 
 
-def _graphml(path: Path) -> Topology:
+def _graph(path: Path) -> nx.Graph:
     try:
-        graph = nx.read_graphml(path)
+        return nx.read_graphml(path)
     except (nx.NetworkXException, ParseError, ValueError, LookupError) as error:
         raise TopologyError(f"it is not GraphML that networkx can read: {error}") from error
-    return Topology.from_networkx(graph, name=path.stem)
+
+
+def _graphml(path: Path) -> Topology:
+    return Topology.from_networkx(_graph(path), name=path.stem)
 
 
 def _edge_list(path: Path) -> Topology:

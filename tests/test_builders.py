@@ -1,3 +1,6 @@
+import inspect
+import tracemalloc
+
 import networkx as nx
 import numpy as np
 import pytest
@@ -5,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pfl.errors import TopologyError, UsageError
-from p2pfl.graphs import builders
+from p2pfl.graphs import builders, named
+from p2pfl.graphs.draws import Draws, regular_pairs
 from p2pfl.graphs.mixing import mixing_matrix, mixing_weights
-from p2pfl.graphs.named import NAMES, build, describe, inline
+from p2pfl.graphs.named import NAMES, build, describe, inline, schedule
 from p2pfl.graphs.topology import Topology
 from p2pfl.topology_files import list_files, load_topology
 
@@ -175,42 +179,43 @@ def test_random_regular_is_regular_and_repeats(nodes_k: tuple[int, int], seed: i
 
 
 def test_random_regular_draws_are_pinned() -> None:
-    # Every peer draws its own: another networkx must draw the same, or peers of two versions would not fit together.
+    # Every peer draws its own: another version must draw the same, or peers of two would not fit together.
     assert builders.random_regular(8, k=3, seed=1).edges == (
-        (0, 1),
-        (0, 3),
-        (0, 4),
+        (0, 5),
+        (0, 6),
+        (0, 7),
+        (1, 2),
+        (1, 3),
         (1, 4),
-        (1, 7),
         (2, 3),
-        (2, 5),
         (2, 6),
-        (3, 7),
-        (4, 6),
+        (3, 4),
+        (4, 7),
         (5, 6),
         (5, 7),
     )
     assert builders.random_regular(6, k=4, seed=0).edges == (
-        (0, 2),
+        (0, 1),
         (0, 3),
         (0, 4),
         (0, 5),
         (1, 2),
-        (1, 3),
         (1, 4),
         (1, 5),
         (2, 3),
+        (2, 4),
         (2, 5),
         (3, 4),
-        (4, 5),
+        (3, 5),
     )
 
 
 def test_random_regular_redraws_until_connected() -> None:
-    assert not nx.is_connected(nx.random_regular_graph(2, 64, seed=0))
+    first = Topology("first", 64, regular_pairs(Draws(0, "random-regular", 0), 64, 2))
+    assert not first.connected
     drawn = builders.random_regular(64, k=2, seed=0)
     assert drawn.connected
-    assert drawn.edges == builders.random_regular(64, k=2, seed=3).edges  # the first connected draw
+    assert drawn.edges != builders.random_regular(64, k=2, seed=1).edges  # another seed, another graph
     assert drawn.name == "random-regular:k=2,seed=0"
 
 
@@ -477,3 +482,62 @@ def test_each_name_is_described_in_one_line_with_its_defaults() -> None:
         assert "\n" not in describe(name)
     with pytest.raises(TopologyError, match="did you mean 'ring'"):
         describe("rings")
+
+
+def _counts() -> list[tuple[str, str]]:
+    return [
+        (name, option.name)
+        for name in NAMES
+        for option in inspect.signature(named._BUILDERS[name]).parameters.values()
+        if option.name != "nodes" and "int" in str(option.annotation)
+    ]
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 20])
+@pytest.mark.parametrize("value", [10**12, 10**20, -(10**20), int("9" * 4000)])
+@pytest.mark.parametrize(("name", "option"), _counts())
+def test_a_huge_number_from_another_peer_is_refused_or_built_at_once(
+    name: str, option: str, value: int, nodes: int
+) -> None:
+    tracemalloc.start()  # instead of a clock: what loops up to such a number or holds so many takes memory
+    try:
+        built = schedule(f"{name}:{option}={value}", nodes)
+        assert len(built.at(0).pairs) <= nodes * (nodes - 1)
+    except TopologyError:
+        pass
+    finally:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 10**7
+
+
+def test_a_base_graph_of_more_neighbors_than_there_are_is_complete() -> None:
+    assert schedule("base:k=1000000000000", 5).at(0).pairs.tolist() == build("complete", 5).pairs.tolist()
+    assert build("tree:k=100000000000000000000", 5).pairs.tolist() == build("star", 5).pairs.tolist()
+
+
+def test_a_node_of_thousands_of_digits_is_no_edge() -> None:
+    with pytest.raises(TopologyError, match="is no edge: write edges as 0-1/1-2"):
+        build(f"graph:edges=0-{'9' * 5000}", 3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "nodes"),
+    [
+        ("complete", 10**6),
+        ("barbell", 10**6),
+        ("moshpit", 10**6),
+        ("moshpit:dims=1", 10**5),
+        ("base:k=99999", 10**5),
+        ("random-regular:k=50000", 10**5),
+        ("erdos-renyi:p=.5", 10**5),
+        ("small-world:k=50000", 10**5),
+        ("barabasi-albert:m=50000", 10**5),
+        ("equi-static:m=50000", 10**5),
+        ("epidemic-oracle:s=50000", 10**5),
+        ("epidemic-local:s=50000", 10**5),
+    ],
+)
+def test_more_edges_than_memory_holds_are_refused_before_any_is_made(spec: str, nodes: int) -> None:
+    with pytest.raises(TopologyError, match=r"edges in a round, more than the 3e\+07 .* take fewer neighbors"):
+        schedule(spec, nodes)

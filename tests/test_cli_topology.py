@@ -168,6 +168,25 @@ def test_show_of_thousands_takes_seconds_and_says_what_it_left_out(run: Run) -> 
     assert chain["spectral_gap"] == pytest.approx(8.2247e-9, rel=1e-3)
 
 
+def test_show_offers_finite_time_only_where_it_serves(run: Run) -> None:
+    assert "never (after 5 with --mixing finite-time)" in printed(run, "show", "torus", "--peers", 25)
+    assert report(run, "show", "torus", "--peers", 25)["finite_time_serves"]
+    assert "with --mixing finite-time" not in printed(run, "show", "barabasi-albert", "--peers", 50)
+    assert not report(run, "show", "barabasi-albert", "--peers", 50)["finite_time_serves"]
+
+
+def test_show_says_unknown_and_not_never(run: Run) -> None:
+    arguments = ("show", "one-peer-exponential", "--peers", 5000)
+    assert "exact_rounds" in report(run, *arguments)["left_out"]
+    assert "exact consensus unknown: too many peers to multiply out" in printed(run, *arguments)
+
+
+def test_show_leaves_out_a_floor_that_would_take_too_long(run: Run) -> None:
+    found = report(run, "show", "equi-dynamic:eta=.002", "--peers", 25)
+    assert (found["noise_floor"], found["noise_floor_estimate"]) == (None, None)
+    assert found["left_out"] == ["noise_floor", "effective_neighbors"]
+
+
 def test_compare_ranks_by_prediction(run: Run) -> None:
     names = ["star", "ring", "exponential", "base:k=1", "complete", "torus"]
     found = report(run, "compare", *names, "--peers", 25)["topologies"]

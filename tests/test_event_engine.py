@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from p2pfl.errors import TrainingError
+from p2pfl.errors import RecipeError, TrainingError
 from p2pfl.events import RoundFinished, RunEvent, ShareReceived, ShareRejected, Started, ViewTaken
 from p2pfl.learning.data import data_of
 from p2pfl.local import LocalNetwork
@@ -201,6 +201,25 @@ def test_a_module_that_cannot_be_batched_trains_one_by_one_and_says_why() -> Non
     assert torch.equal(ending.vectors, run(problem())[0].vectors)
 
 
+def test_a_module_whose_peers_would_share_a_count_trains_one_by_one() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.calls = module(), 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            out: torch.Tensor = self.inner(x) * (1 + 0.01 * self.calls)
+            return out
+
+    ending, kept = run(problem(Counting, rounds=2, batched=True))
+    assert ending.facts["trained"] == "one by one"
+    assert "the module changes an attribute of its own in training" in kept.warnings[0]
+    assert run(problem(rounds=1, batched=True))[0].facts["trained"] == "together"
+    dropped = problem(lambda: module(0.5), rounds=1, batched=True)
+    assert run(dropped)[0].facts["trained"] == "together"
+
+
 def test_time_is_that_of_steps_messages_and_transfers() -> None:
     _, kept = run(problem(rounds=2, steps=3, step_s="0.1", latency="0.01", bandwidth="0.001"))
     size = kept.reports[0].share_bytes
@@ -245,6 +264,13 @@ def test_a_run_that_goes_on_from_kept_vectors_ends_with_the_same_bits() -> None:
     rest, again = run(problem(), Begin(2, kept.vectors[2]))
     assert [report.round for report in again.reports] == [2, 3]
     assert torch.equal(rest.vectors, whole.vectors)
+
+
+def test_churn_would_begin_anew_so_a_run_with_it_does_not_go_on() -> None:
+    case = problem(rounds=3, churn="leave@100=2")
+    _, kept = run(case)
+    with pytest.raises(RecipeError, match=r"cannot go on from round 2: .* run it from its beginning"):
+        run(case, Begin(2, kept.vectors[2]))
 
 
 def test_a_run_that_is_stopped_ends_after_the_round_under_way_with_its_models() -> None:
@@ -295,6 +321,14 @@ def test_lost_shares_are_counted_tried_again_and_their_weight_goes_to_self() -> 
     other, same = run(problem(rounds=8, loss_rate=0.3, latency="exponential:mean=0.01"))
     assert [report.arcs.shape for report in same.reports] == [report.arcs.shape for report in kept.reports]
     assert torch.equal(other.vectors, ending.vectors)
+
+
+def test_bytes_are_counted_where_they_are_sent_whether_they_arrive_or_not() -> None:
+    # Both shares are fetched three times, and lost every time.
+    _, kept = run(problem(peers=2, rounds=1, steps=1, loss_rate=0.999999))
+    report = kept.reports[0]
+    assert report.bytes_sent.tolist() == [3 * report.share_bytes] * 2
+    assert report.bytes_received.tolist() == [0, 0]
 
 
 def test_a_fetch_that_breaks_off_is_tried_three_times() -> None:
@@ -390,6 +424,8 @@ def test_everybody_gone_ends_the_run_with_a_word() -> None:
     ending, kept = run(problem(rounds=50, steps=1, step_s="0.1", churn="crash@0.55=0+1+2+3+4+5"))
     assert 0 < ending.round < 50
     assert "nobody is left" in kept.warnings[0]
+    assert ending.facts["ended"] == f"nobody was left after round {ending.round}"
+    assert "ended" not in run(problem(rounds=1))[0].facts
 
 
 def test_the_same_recipe_gives_the_same_run() -> None:

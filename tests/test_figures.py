@@ -205,3 +205,12 @@ def test_costs_prefer_simulated_seconds() -> None:
     live = curves(recorded(rounds=3, simulated=False))
     assert figures.costs_of([live]) == ["rounds", "bytes", "wall_s"]
     assert figures.costs_of([live], wall=False) == ["rounds", "bytes"]
+
+
+def test_dollars_in_names_are_no_mathematics(tmp_path: Path, curve: pd.DataFrame) -> None:
+    name = r"a$\frac$b.graphml"
+    drawn = [figures.against({name: curve, "ring": curve}, "consensus_distance", ("rounds",))]
+    drawn += [figures.ranking({name: (0.5, 0.1, 0.2), "ring": (0.4, 0.0, 0.1)}, {})]
+    for at, figure in enumerate(drawn):
+        assert style.save(figure, tmp_path / f"{at}.png").stat().st_size > 1000
+        assert style.save(figure, tmp_path / f"{at}.png").stat().st_size > 1000  # and again, with ticks that are there

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import networkx as nx
@@ -20,15 +22,15 @@ from p2pfl.graphs.mixing import mixing_weights
 from p2pfl.graphs.schedule import Schedule
 from p2pfl.graphs.topology import Topology
 from p2pfl.layout import layout_of
-from p2pfl.learning.examples import Data, assemble
-from p2pfl.learning.learner import Loss
+from p2pfl.learning.examples import Data, Examples, assemble
+from p2pfl.learning.learner import GENERATOR, Loss
 from p2pfl.recipe import Recipe
 from p2pfl.simulation.engine import Begin, Ending, RoundReport
 from p2pfl.simulation.matrix import MatrixEngine
 from p2pfl.simulation.problem import Problem
 from p2pfl.simulation.steppers import best_path
 
-PATHS = ("dense", "vectorized", "learners")
+PATHS = ("stacked", "dense", "vectorized", "learners")
 SIZES = (14, 9, 11, 8, 5, 13)  # examples of each peer: batches of 4 end in smaller ones of every size
 
 
@@ -181,14 +183,15 @@ def test_the_dense_path_takes_every_such_network_and_agrees(
 
 
 @pytest.mark.parametrize("data", [classes(), numbers()], ids=["bytes", "numbers"])
+@pytest.mark.parametrize("path", ["stacked", "dense"])
 def test_inputs_that_are_too_large_to_prepare_are_gathered_to_the_same_bits(
-    data: Data, monkeypatch: pytest.MonkeyPatch
+    data: Data, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs, outputs = (12, 3) if data.task == "classification" else (5, 2)
     given = problem(lambda: mlp(inputs, outputs), data, rounds=3, dtype="float32")
-    prepared, _ = run(given)
-    monkeypatch.setattr("p2pfl.simulation.dense._PREPARED_BYTES", 0)
-    assert torch.equal(run(given)[0].vectors, prepared.vectors)
+    prepared, _ = run(given, path)
+    monkeypatch.setattr("p2pfl.simulation.batches._PREPARED_BYTES", 0)
+    assert torch.equal(run(given, path)[0].vectors, prepared.vectors)
 
 
 def own_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -324,6 +327,48 @@ def test_any_number_of_workers_gives_the_same_bits_and_reports(path: str, dtype:
         assert a.consensus_distance == pytest.approx(b.consensus_distance)
 
 
+@pytest.mark.parametrize("graph", [nx.complete_graph(25), nx.complete_graph(12), nx.cycle_graph(12)])
+def test_dense_mixing_has_the_same_bits_with_any_number_of_workers(graph: "nx.Graph[int]") -> None:
+    schedule = Schedule.of(Topology.from_networkx(graph, "dense"))
+    sizes = tuple(4 + node % 3 for node in graph)
+    (one, alone), *others = (
+        run(problem(sizes=sizes, schedule=schedule, rounds=2, dtype="float32", workers=workers))
+        for workers in (1, 2, 3)
+    )
+    for ending, crowd in others:
+        assert torch.equal(one.vectors, ending.vectors)
+        for a, b in zip(alone.reports, crowd.reports, strict=True):
+            np.testing.assert_array_equal(a.neighbor_distance, b.neighbor_distance)
+
+
+@pytest.mark.parametrize(("path", "workers"), [("dense", 1), ("learners", 1), ("dense", 2)])
+def test_others_of_this_process_may_draw_while_a_run_goes_on(path: str, workers: int) -> None:
+    free: list[bool] = []
+
+    def draw() -> None:
+        free.append(GENERATOR.acquire(blocking=False))
+        if free[-1]:
+            GENERATOR.release()
+
+    def at_report(report: RoundReport) -> None:
+        other = threading.Thread(target=draw)
+        other.start()
+        other.join()
+
+    run(problem(rounds=2, workers=workers), path, at_report=at_report)
+    assert free == [True, True]
+
+
+def test_inputs_need_not_lie_in_one_piece() -> None:
+    data = classes()
+    turned = replace(data, train=Examples(data.train.inputs.transpose(2, 3), data.train.targets))
+    assert not turned.train.inputs.is_contiguous()
+    whole = replace(data, train=Examples(turned.train.inputs.contiguous(), data.train.targets))
+    for path in PATHS:
+        ours, theirs = (run(problem(data=one, rounds=1, dtype="float32"), path)[0].vectors for one in (turned, whole))
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_a_run_that_goes_on_is_the_run_that_never_stopped(path: str) -> None:
     given = problem(rounds=6, dtype="float32")
@@ -335,10 +380,11 @@ def test_a_run_that_goes_on_is_the_run_that_never_stopped(path: str) -> None:
 
 
 def test_it_ends_after_the_round_in_which_the_keeper_says_stop() -> None:
-    given = problem(rounds=6)
-    ending, book = run(given, stop_after=2)
-    assert (ending.round, len(book.reports)) == (2, 2)
-    assert torch.equal(ending.vectors, run(given)[1].kept[2])
+    given = problem(rounds=6, evaluate_every=6)
+    ending, book = run(given, stop_after=2)  # in the third
+    assert (ending.round, len(book.reports)) == (3, 3)
+    assert torch.equal(ending.vectors, run(given)[1].kept[3])
+    assert [report.evaluated for report in book.reports] == [False, False, True]  # its figures are those of its end
 
 
 def test_the_report_is_what_the_formulas_say() -> None:

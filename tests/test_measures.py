@@ -39,6 +39,7 @@ from p2pfl.errors import DataError, UsageError
 from p2pfl.graphs import named
 from p2pfl.graphs.mixing import mixing_matrix
 from p2pfl.graphs.schedule import Schedule
+from p2pfl.graphs.weighting import weighted
 from p2pfl.layout import Layout
 from p2pfl.learning.examples import Examples
 from p2pfl.recipe import Recipe
@@ -168,6 +169,14 @@ def test_interpolation_skips_rounds_that_were_not_evaluated() -> None:
     assert to_target(curves(run_of(rows)), 0.5)["steps"] == pytest.approx(2.5)
 
 
+def test_a_cost_that_was_not_measured_before_the_target_is_not_known() -> None:
+    curve = pd.DataFrame({"accuracy": [0.5, 0.7], "simulated_s": [np.nan, 3.0]})
+    curve[["rounds", "steps", "bytes", "wall_s"]] = [[1.0] * 4, [3.0] * 4]
+    assert to_target(curve, 0.6)["simulated_s"] is None
+    assert to_target(curve, 0.6)["rounds"] == pytest.approx(2)
+    assert to_target(curve, 0.7)["simulated_s"] == 3
+
+
 @pytest.mark.parametrize("target", [0, 1.5, 90, float("nan")])
 def test_a_target_is_a_fraction(target: float) -> None:
     with pytest.raises(UsageError, match=r"give \.9 for 90 %"):
@@ -249,6 +258,19 @@ def test_white_noise_contracts_as_predicted() -> None:
     matrix = mixing_matrix(named.build("torus", 16))
     x = np.random.default_rng(0).standard_normal((16, 20_000))
     assert contraction(x, matrix @ x) == pytest.approx(predicted_contraction([matrix])["white"], rel=0.02)
+
+
+@pytest.mark.parametrize("matrix", [np.full((2, 2), 0.5), np.array([[1.0, 0.0], [1.0, 0.0]])])
+def test_peers_that_take_one_model_agree_even_where_the_average_moves(matrix: np.ndarray) -> None:
+    assert predicted_contraction([matrix]) == pytest.approx({"worst": 0, "white": 0})
+
+
+def test_weights_that_are_not_doubly_stochastic_contract_as_predicted() -> None:
+    matrix = mixing_matrix(weighted(Schedule.of(named.build("star", 16)), "uniform").at(0))
+    x = np.random.default_rng(0).standard_normal((16, 20_000))
+    assert predicted_contraction([matrix])["white"] == pytest.approx(0.246, abs=2e-3)
+    assert contraction(x, matrix @ x) == pytest.approx(predicted_contraction([matrix])["white"], rel=0.02)
+    assert predicted_contraction([matrix])["worst"] <= 1
 
 
 def test_distance_predicted_from_steady_noise_settles_at_the_noise_floor() -> None:
@@ -343,6 +365,18 @@ def test_gradients_at_a_point_are_those_of_each_peer() -> None:
     assert gradient_heterogeneity(full, batches) == measures_of(0, 100)
     with pytest.raises(UsageError, match="the point has 2 numbers, the model 1"):
         gradients_at(linear_problem(), torch.zeros(2))
+
+
+def test_gradients_leave_frozen_parameters_at_zero_and_dropout_out() -> None:
+    def build() -> torch.nn.Module:
+        module = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.Dropout(0.5), torch.nn.Linear(1, 1))
+        module[2].weight.requires_grad_(False)
+        return module
+
+    problem = linear_problem()
+    problem.build = build
+    found = [gradients_at(problem, torch.tensor([3.0, 1.0, 0.0]))[0].tolist() for _ in range(8)]
+    assert found == [[[4.0, 0.0, 4.0], [24.0, 0.0, 12.0]]] * 8
 
 
 def measures_of(sigma2: float, zeta2: float) -> object:

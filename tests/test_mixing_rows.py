@@ -48,6 +48,25 @@ def test_distances_are_mean_squares_to_those_that_are_heard(graph: str, size: in
         assert found[node] == pytest.approx(float(wanted), rel=1e-9, nan_ok=True)
 
 
+@pytest.mark.parametrize("nodes", [9, 25, 130])
+def test_pieces_of_dense_mixing_are_blocks_and_each_row_is_in_one(nodes: int) -> None:
+    mixing = RowMixing(Topology.from_networkx(nx.complete_graph(nodes), "complete"), torch.float32)
+    for pieces in (1, 2, 3, 8, nodes):
+        ends = np.linspace(0, nodes, pieces + 1).astype(int).tolist()
+        found = [mixing.whole_blocks(*ends[at : at + 2]) for at in range(pieces)]
+        assert [row for begin, end in found for row in range(begin, end)] == list(range(nodes))
+        assert {begin % min(64, max(8, nodes // 8)) for begin, end in found if begin < end} == {0}
+
+
+def test_distances_in_pieces_are_those_of_the_whole() -> None:
+    mixing = RowMixing(Topology.from_networkx(nx.complete_graph(24), "complete"), torch.float64)
+    rows = rows_of(24, 40, offset=1000.0)
+    centered, whole = mixing.centered(rows), mixing.distances(rows, 0, 24)
+    pieces = [mixing.distances(rows, begin, begin + 8, centered) for begin in (0, 8, 16)]
+    assert np.concatenate(pieces).tolist() == whole.tolist()
+    assert RowMixing(Topology.from_networkx(nx.cycle_graph(24), "ring"), torch.float64).centered(rows) is None
+
+
 def test_mixing_where_there_is_no_sparse_product_gives_the_same() -> None:
     topology = Topology.from_networkx(GRAPHS["star"], "star")
     rows = rows_of(12, 40)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from p2pfl.graphs.builders import ring
 from p2pfl.protocol.pace import Recent, budget_s, next_round, wait_s
 from p2pfl.protocol.participant import Rules
+from p2pfl.protocol.progress import furthest
 
 RULES = Rules(
     topology=lambda nodes, round: ring(nodes),
@@ -73,16 +74,19 @@ def test_slow_peer_trains_as_long_as_the_median_and_a_late_one_half(
         ([9, 7], 3, 7),
         ([9, 7, 8], 3, 8),
         ([7, 1 << 40], 2, 7),
+        ([10**6, 10**6], 2, 70),  # no further than others can be
+        ([69], 1, 69),
+        ([71], 1, 70),
         ([3, 3], 2, 5),  # never back
         ([60, 70], 2, 60),
         ([60, 70, 80], 4, 70),
-        ([1 << 40], 1, 1 << 40),
+        ([1 << 40], 1, 70),
     ],
 )
 def test_after_round_4_it_goes_on_where_most_neighbors_are(known: list[int], neighbors: int, expected: int) -> None:
     rounds = dict(enumerate(known))
     peers = [str(index) for index in range(neighbors)]
-    assert next_round(4, lambda round: peers, lambda peer: rounds.get(int(peer), 0)) == expected
+    assert next_round(4, lambda round: peers, lambda peer: rounds.get(int(peer), 0), furthest=70) == expected
 
 
 @pytest.mark.parametrize(
@@ -103,14 +107,24 @@ def test_where_neighbors_change_it_goes_on_with_the_first_round_that_somebody_ne
     partners: dict[int, str], expected: int
 ) -> None:
     rounds = {"a": 5, "b": 20, "c": 7, "d": 30}
-    assert next_round(4, lambda round: partners[round], rounds.__getitem__) == expected
+    assert next_round(4, lambda round: partners[round], rounds.__getitem__, furthest=70) == expected
 
 
-@given(st.integers(0, 99), st.lists(st.integers(0, 999)), st.integers(0, 9))
-def test_next_round_is_always_later_and_nobody_runs_ahead_of_all(number: int, known: list[int], more: int) -> None:
+def test_who_is_fifty_rounds_behind_catches_up_in_several_steps() -> None:
+    rounds = [4]
+    while rounds[-1] < 54:
+        rounds.append(next_round(rounds[-1], lambda round: ["a"], lambda peer: 54, furthest(rounds[-1], others=3)))
+    assert rounds == [4, 12, 20, 28, 36, 44, 52, 54]
+
+
+@given(st.integers(0, 99), st.lists(st.integers(0, 999)), st.integers(0, 9), st.integers(8, 99))
+def test_next_round_is_always_later_and_nobody_runs_ahead_of_all(
+    number: int, known: list[int], more: int, most: int
+) -> None:
     peers = [str(index) for index in range(len(known) + more)]
-    following = next_round(number, lambda round: peers, lambda peer: dict(enumerate(known)).get(int(peer), 0))
-    assert number < following <= max([number + 1, *known])
+    rounds = dict(enumerate(known))
+    following = next_round(number, lambda round: peers, lambda peer: rounds.get(int(peer), 0), number + most)
+    assert number < following <= min(max([number + 1, *known]), number + most)
 
 
 def test_what_is_usual_is_known_of_all_neighbors_that_stay_and_of_the_last_few_that_change() -> None:

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 
+from p2pfl.graphs.links import links
 from p2pfl.graphs.mixing import mixing_matrix
 from p2pfl.graphs.named import schedule
+from p2pfl.graphs.noise import rounds_to_simulate, simulate
 from p2pfl.graphs.prediction import MIXED, Prediction, contraction, exact_rounds, noise_floor, predict
 from p2pfl.graphs.schedule import Schedule
+from p2pfl.graphs.schedules import in_turn
 from p2pfl.graphs.topology import Topology
 from p2pfl.graphs.weighting import weighted
 from p2pfl.topology_files import load_schedule
@@ -47,6 +50,14 @@ def test_floors_of_schedules(name: str, floor: float, how: str) -> None:  # theo
     assert (found.standard_error > 0) == (how == "monte carlo")
     assert found.standard_error < 0.015 * floor
     assert found.value == pytest.approx(floor, rel=0.03)
+
+
+@pytest.mark.parametrize(("k", "floor"), [(1, 1.1191), (2, 0.6386), (3, 0.4916), (4, 0.16)])
+def test_floors_of_base_graphs_are_those_of_the_authors_matrices(k: int, floor: float) -> None:
+    # Who is linked with whom tells, not the number of rounds alone.
+    found = noise_floor(schedule(f"base:k={k}", 25))
+    assert found is not None
+    assert found.value == pytest.approx(floor, abs=1e-4)
 
 
 def test_a_law_that_treats_all_alike_has_a_floor_in_closed_form() -> None:
@@ -232,3 +243,54 @@ def test_one_peer_has_nothing_to_agree_on() -> None:
         neighbors = prediction.effective_neighbors(0.9)
         assert neighbors is not None
         assert neighbors.value == pytest.approx(1)
+
+
+def test_slow_draws_are_simulated_from_near_their_stationary_state() -> None:
+    slow = schedule("equi-dynamic:eta=.002", 25)
+    weight = 0.002 * 24 / 25
+    left = 1 - 2 * weight * (1 - weight) * (1 + 1 / 24)
+    floor = left / (1 - left) * 24 / 25
+    assert floor == pytest.approx(239.5, abs=0.06)
+    assert simulate(slow, rounds=20, burn_in=0).noise_floor.value == pytest.approx(floor, rel=0.03)
+
+
+def test_rounds_to_simulate_grow_with_how_long_noise_lasts() -> None:
+    assert rounds_to_simulate(25, 0.5) == 600
+    assert rounds_to_simulate(25, 0.98) == 4900
+    assert rounds_to_simulate(100_000, 0.2) == 40
+    assert rounds_to_simulate(100_000, 0.9) is None
+    assert rounds_to_simulate(25, 0.996) is None
+    assert rounds_to_simulate(4, 1.0) is None
+
+
+def test_draws_too_slow_to_simulate_have_no_floor_rather_than_a_wrong_one() -> None:
+    for slow in (schedule("equi-dynamic:eta=.002", 25), weighted(schedule("random-matching", 26), "lazy:keep=.995")):
+        prediction = Prediction(slow)
+        assert (prediction.noise_floor, prediction.effective_neighbors(0.9)) == (None, None)
+
+
+def test_each_round_drawn_anew_is_drawn_once_for_links_and_contraction() -> None:
+    drawn: list[int] = []
+    told = schedule("random-matching", 26)
+    counting = Schedule("counting", 26, None, lambda round: drawn.append(round) or told.at(round))  # type: ignore[func-returns-value]  # append gives None
+    prediction = Prediction(counting)
+    assert prediction.links == links(told)
+    assert prediction.contraction == contraction(told)
+    assert prediction.doubly_stochastic
+    assert drawn == list(range(400))
+
+
+def test_exact_consensus_of_many_nodes_is_found_or_said_to_be_unknown() -> None:
+    hypercube = [schedule("one-peer-hypercube", 2048).at(round) for round in range(11)]
+    found = Prediction(in_turn("turns", hypercube))
+    assert (found.exact_rounds, found.exact_unknown) == (11, False)
+    nodes = np.arange(2048)  # a de Bruijn graph, exact after 11 rounds
+    arcs = np.concatenate([np.stack([nodes, (2 * nodes + bit) % 2048], axis=1) for bit in (0, 1)])
+    arcs = arcs[arcs[:, 0] != arcs[:, 1]]
+    bruijn = Topology.of_links("de-bruijn", 2048, arcs, np.full(len(arcs), 0.5), directed=True)
+    unknown = Prediction(Schedule.of(bruijn))
+    assert (unknown.exact_rounds, unknown.exact_unknown) == (None, True)
+    for name in ("ring", "exponential", "random-regular"):
+        never = Prediction(schedule(name, 2048))
+        assert (never.exact_rounds, never.exact_unknown) == (None, False)
+    assert Prediction(schedule("one-peer-exponential", 5000)).exact_unknown

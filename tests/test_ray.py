@@ -224,9 +224,9 @@ def test_a_shard_holds_the_examples_of_its_own_peers_only() -> None:
 def test_a_run_stops_where_asked_and_goes_on_as_if_it_had_not() -> None:
     given = problem()
     whole, _ = run(InShards(2), given)
-    first, seen = run(InShards(2), given, Kept(stop_after=1))
-    assert (first.round, len(seen.reports)) == (1, 1)
-    second, _ = run(InShards(3), given, begin=Begin(1, first.vectors))
+    first, seen = run(InShards(2), given, Kept(stop_after=1))  # in the second round
+    assert (first.round, len(seen.reports)) == (2, 2)
+    second, _ = run(InShards(3), given, begin=Begin(2, first.vectors))
     assert torch.equal(second.vectors, whole.vectors)
 
 

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pfl.errors import RecipeError, TopologyError
-from p2pfl.recipe import Asked, NetworkRecipe, recipe_of, to_toml
+from p2pfl.errors import RecipeError, TopologyError, UsageError
+from p2pfl.protocol.neighborhood import without_form
+from p2pfl.protocol.participant import Rules
+from p2pfl.recipe import Asked, NetworkRecipe, complaint, recipe_of, to_toml
 
 COUNTS = st.integers(1, 1 << 31)
 POSITIVE = st.floats(1e-300, 1e300)
@@ -156,3 +158,64 @@ def test_the_topology_of_a_file_travels_without_the_file(tmp_path: Path) -> None
 def test_the_topology_must_fit_the_number_of_peers() -> None:
     with pytest.raises(TopologyError, match="there is no torus of 7 peers: make it 6 or 8 peers"):
         NetworkRecipe(topology="torus").build_topology(7)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"mixing": "lazy:keep=7"}, "weighting 'lazy' cannot keep the part 7.0: take keep from 0 to below 1, as 0.5"),
+        ({"mixing": "lazy:kep=.5"}, "weighting 'lazy' has no option 'kep': its options are keep"),
+        ({"mixing": "lazy:keep=nan"}, "weighting 'lazy' cannot keep the part nan"),
+        ({"mixing": "lazy:"}, "'lazy:' is not of the form NAME or NAME:key=value"),
+        ({"mixing": "os:system"}, "mixing: there is no 'os:system'; there are: auto, metropolis, "),
+        ({"topology": "torus:rows=banana"}, "option 'rows' of topology 'torus' cannot be 'banana'"),
+        ({"topology": "torus:rws=2"}, "topology 'torus' has no option 'rws': its options are rows"),
+        ({"topology": "base:k=1000000000000"}, "option 'k' of topology 'base' cannot be 1000000000000"),
+        ({"topology": "equi-static:m=1000001"}, "option 'm' of topology 'equi-static' cannot be 1000001"),
+        ({"topology": f"tree:k={'9' * 25}"}, f"option 'k' of topology 'tree' cannot be {'9' * 25}"),
+        ({"topology": "erdos-renyi:p=nan"}, "option 'p' of topology 'erdos-renyi' cannot be nan"),
+        ({"topology": "random-regular:seed=-5"}, "option 'seed' of topology 'random-regular' cannot be -5"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_whoever_tells_them(settings: dict[str, Any], says: str) -> None:
+    assert says in complaint(settings)
+    with pytest.raises(UsageError) as refused:
+        Asked.of(**settings)
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mixing": "lazy:keep=.5"},
+        {"mixing": "finite-time", "topology": "torus:rows=2"},
+        {"topology": f"random-regular:k=3,seed={1 << 62}"},
+        {"topology": "graph:edges=0-1/1-2"},
+        {"min_peers": 1 << 31},
+    ],
+)
+def test_options_that_can_be_are_not(settings: dict[str, Any]) -> None:
+    assert complaint(settings) == ""
+    assert Asked.of(**settings).settings == settings
+
+
+def test_a_text_too_long_to_travel_is_refused_unread() -> None:
+    assert complaint({"topology": "graph:edges=" + "0-1/" * 5000}) == "topology is 20012 characters long"
+
+
+@pytest.mark.parametrize(
+    ("topology", "mixing", "says"),
+    [
+        ("exponential", "metropolis", "weighting 'metropolis' needs an undirected topology"),
+        ("base", "best-constant", "weighting 'best-constant' needs a connected topology"),
+        ("torus", "auto", "there is no torus of 5 peers"),
+    ],
+)
+def test_settings_that_do_not_go_together_have_no_form_to_begin_with(topology: str, mixing: str, says: str) -> None:
+    recipe = NetworkRecipe(topology=topology, mixing=mixing)
+    rules = Rules(recipe.build_topology, rounds=3, min_peers=5, schedule=recipe.schedule)
+    text = without_form(rules, 5, 0)
+    assert text.startswith("what was asked for cannot begin with 5 peers: ")
+    assert says in text
+    assert "\n" not in text
+    assert without_form(Rules(NetworkRecipe().build_topology, rounds=3, min_peers=5), 5, 0) == ""

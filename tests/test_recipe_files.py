@@ -53,7 +53,7 @@ def test_a_recipe_is_a_sweep_of_one(tmp_path: Path) -> None:
         ("batch-size = 3", "line 1: there is no setting 'batch-size'; did you mean 'batch_size'?"),
         ("rounds = 'five'", "recipe.toml, line 1: rounds: expected `int`, got `str`, got 'five'"),
         ("seed = 1\nrounds = -5", "recipe.toml, line 2: rounds: expected `int` >= 0, got -5"),
-        ("engine = 'fast'", "line 1: engine: there is no 'fast'; there are auto, event, matrix, ray"),
+        ("engine = 'fast'", "line 1: engine: there is no 'fast'; there are auto, event, matrix, scalars, ray"),
         ("alpha = [1, 2]", "recipe.toml, line 1: alpha is a list, and this is one run: give one value, or use p2pfl"),
         ("[ring]\nrounds = 1", "recipe.toml, line 1: there is no setting 'ring'"),
         ("[topology]\nname = 'ring'", "line 1: topology is a table; settings stand side by side"),

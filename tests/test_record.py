@@ -117,6 +117,16 @@ def test_the_learners_own_metrics_stand_behind(tmp_path: Path) -> None:
     assert frame["mae"].tolist() == [1.0, 2.0, 3.0]
 
 
+def test_columns_of_metrics_are_those_of_the_data_whatever_the_first_round_has(tmp_path: Path) -> None:
+    numbers = {"data": "quadratic:dim=2", "model": "mlp"}
+    record = recorded(
+        tmp_path, report(0, evaluated=False), report(1, metrics={"mae": np.array([1.0, 2.0, 3.0])}), **numbers
+    )
+    assert record.extra == ("mae",)
+    read = pd.read_csv(tmp_path / "metrics.csv")
+    assert read["mae"].dropna().tolist() == [1.0, 2.0, 3.0]
+
+
 def test_names_that_csv_would_break_are_quoted() -> None:
     cells = {"round": 0, "steps": 1}
     text = metrics_text(cells, ['"a,b"'], ())
@@ -259,7 +269,9 @@ def test_another_recipe_does_not_go_on_but_more_rounds_and_another_engine_do(tmp
     def read(**changed: Any) -> int:
         return checkpoints.read(tmp_path, msgspec.structs.replace(recipe, **changed), layout, N).round
 
-    assert read(rounds=99, engine="event", workers=2, patience=9.0) == 2
+    assert read(rounds=99, engine="event", workers=2) == 2
+    with pytest.raises(RecipeError, match=r"has patience = 3.0, not 9.0"):
+        read(patience=9.0)  # which would decide in virtual time who is late
     with pytest.raises(RecipeError, match=r"has lr = 0.1, not 0.2: go on with its own, or begin anew"):
         read(lr=0.2)
     with pytest.raises(UsageError, match="has all its 2 rounds; ask for more rounds"):

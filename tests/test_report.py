@@ -1,9 +1,11 @@
 """Several runs side by side: groups, tests, prediction, tables and the HTML page."""
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pytest
@@ -54,6 +56,11 @@ def test_without_topologies_something_else_is_compared() -> None:
 def test_how_a_run_was_carried_out_makes_no_group() -> None:
     found = study([recorded(rounds=2, seed=0, workers=1), recorded(rounds=2, seed=1, workers=2, engine="event")])
     assert len(found.groups) == 1
+
+
+def test_how_long_peers_wait_is_studied() -> None:
+    found = study([recorded(rounds=2, patience=patience, engine="event") for patience in (1.0, 3.0)])
+    assert (found.compared, len(found.groups)) == ("patience", 2)
 
 
 def test_references_that_came_along_stand_beside_the_groups() -> None:
@@ -218,6 +225,33 @@ def test_runs_are_found_in_a_sweep_with_its_references_but_not_those_of_a_run(tm
     found = find_runs([tmp_path / "sweep", first], told.append)
     assert [run.folder.name for run in found] == ["fedavg-0", "ring-0", "star-0"]
     assert told == [f"{begun} is not finished and is left out"]
+
+
+def cut_short(topology: str, folder: Path, **told: object) -> Path:
+    """A run that has 2 of 20 rounds behind it."""
+    run = recorded(topology, rounds=2)
+    run.summary.update(told)
+    return write(replace(run, recipe=msgspec.structs.replace(run.recipe, rounds=20)), folder)
+
+
+def test_stopped_runs_are_left_out_of_a_sweep_and_those_that_ended_early_are_told(tmp_path: Path) -> None:
+    stopped = cut_short("ring", tmp_path / "a" / "ring", stopped=True)
+    with pytest.raises(DataError, match="holds no run with all its rounds; resume them"):
+        find_runs([tmp_path / "a"])
+    emptied = cut_short("star", tmp_path / "a" / "star", stopped=False)
+    whole = write(recorded("complete", rounds=20), tmp_path / "a" / "whole")
+    told: list[str] = []
+    assert [run.folder for run in find_runs([tmp_path / "a"], told.append)] == [emptied, whole]
+    assert told == [
+        f"{stopped} was stopped after 2 of 20 rounds and is left out; resume it",
+        f"{emptied} ended after 2 of 20 rounds: its figures are those of its last rounds",
+    ]
+
+
+def test_a_stopped_run_that_is_asked_for_by_itself_is_taken_with_a_word(tmp_path: Path) -> None:
+    stopped, told = cut_short("ring", tmp_path / "ring", stopped=True), []
+    assert [run.folder for run in find_runs([stopped], told.append)] == [stopped]
+    assert told == [f"{stopped} was stopped after 2 of 20 rounds: its figures are those of its last rounds"]
 
 
 def test_folders_without_runs_are_told(tmp_path: Path) -> None:

@@ -133,6 +133,13 @@ def test_quadratics_know_their_optimum_and_keep_their_groups() -> None:
     assert float(at_optimum) == pytest.approx(resolved.optimum, rel=1e-6)
 
 
+def test_peers_of_uneven_sizes_leave_the_optimum_open() -> None:
+    uneven: dict[str, Any] = {"data": "quadratic:dim=3", "model": "mlp", "split": "quantity"}
+    assert len({len(part) for part in problem(**uneven).parts}) > 1
+    assert problem(**uneven).optimum is None
+    assert problem(**uneven, algorithm="pooled").optimum is not None  # whose objective is over samples
+
+
 def test_a_resolved_recipe_resolves_to_itself() -> None:
     for settings in ({"data": "quadratic:dim=3"}, {"alpha": 0.5}, {"topology": "complete", "samples": 10}):
         resolved = problem(**{"model": "mlp", **settings})

@@ -12,11 +12,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from virtual import Network, Node, network
 
-from p2pfl.events import RoundFinished, RoundsSkipped, ShareReceived, Started, ViewTaken, Warned
+from p2pfl.events import RoundFinished, RoundsSkipped, ShareReceived, Started, ViewTaken
 from p2pfl.graphs.mixing import mixing_matrix
 from p2pfl.graphs.named import build
 from p2pfl.layout import Vector
-from p2pfl.protocol.messages import Message, Offer, Status
+from p2pfl.protocol.messages import Message, Offer, SnapshotWanted, Status
 from p2pfl.protocol.served import AHEAD
 
 AXES = [[10.0, 0.0, 0.0], [0.0, 10.0, 0.0], [0.0, 0.0, 10.0]]  # one training step from 0 is 3 along the axis
@@ -344,23 +344,50 @@ def test_a_share_one_round_ahead_is_held_until_its_round() -> None:
 
 
 def test_offers_of_absurd_rounds_are_kept_within_bounds() -> None:
-    net = three(rounds=3)
+    net = three(rounds=30)
     offers = caught(net)
     net.run_to_round(1)
-    for number in range(50):
-        net.tell(net[2], net[0], msgspec.structs.replace(offers["n2", 0], round=1000 + number))
+    for number in (*range(2, 8), *range(1000, 1050)):
+        net.tell(net[2], net[0], msgspec.structs.replace(offers["n2", 0], round=number, token=f"{number}.x"))
+    net.run(until=net.now + 0.1)
+    rounds = net[0].core._course.rounds
+    assert [offer.round for _, offer in rounds._early.all()] == [4, 5, 6, 7]
+    assert rounds._round_of(net[2].peer) == 1049
+    net.tell(net[2], net[0], Status(1))
+    net.run(until=net.now + 0.1)
+    assert rounds._round_of(net[2].peer) == 1  # whatever it said before
     net.run()
-    assert net[0].rounds() == [0, 1, 2]
-    assert sum(net[0].core._course.rounds._early.counts().values()) <= AHEAD
+    assert net[0].rounds()[-5:] == list(range(25, 30))
 
 
-def test_no_topology_of_that_size_falls_back_to_a_ring_and_says_so() -> None:
-    net = network(5, rounds=2, topology="torus")
-    net.run()
-    for node in net.nodes:
-        assert node.of(ViewTaken)[0].topology == "ring"
-        assert "go on as a ring" in node.of(Warned)[0].text
-        assert node.rejected() == Counter()
+def test_what_a_peer_told_of_itself_is_forgotten_when_it_leaves() -> None:
+    net = three(rounds=30)
+    offers = caught(net)
+    net.run_to_round(2)
+    leaver = net[2].peer
+    net.tell(net[2], net[0], msgspec.structs.replace(offers["n2", 1], round=7, token="7.x"))
+    net.tell(net[2], net[0], SnapshotWanted(1 << 40))
+    net.run(until=net.now + 0.1)
+    core, rounds = net[0].core, net[0].core._course.rounds
+    told = (rounds._heard, rounds._ahead, rounds._early.counts(), rounds._snapshots_wanted, core._progress._round_of)
+    assert [leaver in known for known in told] == [True] * 5
+    net.stop(net[2])
+    net.run(until=net.now + 1.0)
+    told = (rounds._heard, rounds._ahead, rounds._early.counts(), rounds._snapshots_wanted, core._progress._round_of)
+    assert [leaver in known for known in told] == [False] * 5
+
+
+def test_no_offer_of_one_who_is_no_member_is_kept() -> None:
+    net = three(rounds=12)
+    offers = caught(net)
+    net.run_to_round(2)
+    watcher = net.add(3, at=net.now, layout="other")
+    net.run(until=net.now + 1.0)
+    assert watcher.core.state == "observer"
+    net.tell(watcher, net[0], msgspec.structs.replace(offers["n2", 1], round=5, token="5.x"))
+    net.run(until=net.now + 0.1)
+    assert net[0].core._course.rounds._early.counts().get(watcher.peer) is None
+    assert net[0].rejected() == {(5, watcher.peer, "foreign"): 1}
 
 
 def test_one_peer_alone_trains_and_keeps_its_weight() -> None:

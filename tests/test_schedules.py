@@ -1,5 +1,7 @@
 import math
+import pickle
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -9,9 +11,11 @@ from hypothesis import strategies as st
 
 from p2pfl.errors import TopologyError
 from p2pfl.graphs.mixing import mixing_csr, mixing_matrix
-from p2pfl.graphs.named import NAMES, build, describe, inline, schedule
+from p2pfl.graphs.named import NAMES, _new, build, describe, inline, schedule
 from p2pfl.graphs.schedule import Schedule
+from p2pfl.graphs.schedules import in_turn
 from p2pfl.graphs.topology import Topology
+from p2pfl.graphs.weighting import weighted
 
 SCHEDULES = [
     "one-peer-exponential",
@@ -139,14 +143,78 @@ def test_base_is_exact_for_many(nodes: int, k: int) -> None:
     assert base.period <= 2 * math.log(nodes, k + 1) + 2
 
 
-def test_base_graph_of_five_round_by_round() -> None:
-    base = schedule("base", 5)
-    links = [
-        {edge: dict(base.at(round).weights_on(edge[0]))[edge[1]] for edge in base.at(round).edges} for round in range(5)
-    ]
-    assert links[0] == {(0, 1): 0.5, (2, 3): 0.5} or links[0] == {(0, 2): 0.5, (1, 3): 0.5}
-    assert links[2] == {(0, 4): 0.8, (1, 2): 0.5}  # 4 takes in the average of four with 4/5; 1 and 2 have agreed
-    assert [sorted(each.values()) for each in links] == [[0.5, 0.5], [0.5, 0.5], [0.5, 0.8], [0.5, 0.5], [0.5, 0.5]]
+# As the authors number the nodes: 5 = 4 + 1, 7 = 4 + 2 + 1 or with k = 2 6 + 1, with k = 3 13 = 12 + 1, and 15 as
+# 3 parts of 4 + 1, which takes as many rounds as 12 + 3 without parts: the parts are preferred.
+BASE_ROUNDS: list[tuple[int, int, list[dict[float, str]]]] = [
+    (
+        5,
+        1,
+        [
+            {1 / 2: "0-1 2-3"},
+            {1 / 2: "0-2 1-3"},
+            {4 / 5: "3-4", 1 / 2: "0-1"},  # 4 takes in the average of four with 4/5; 0 and 1 have agreed
+            {1 / 2: "0-1 2-3"},
+            {1 / 2: "0-2 1-3"},
+        ],
+    ),
+    (
+        7,
+        1,
+        [
+            {1 / 2: "0-1 2-3 4-5"},
+            {1 / 2: "0-2 1-3 4-5"},
+            {4 / 7: "3-6 2-4 1-5"},  # the smallest digit's node takes in the block's last
+            {2 / 3: "5-6", 1 / 2: "0-1 2-3"},
+            {1 / 2: "0-2 1-3 4-5"},
+        ],
+    ),
+    (
+        7,
+        2,
+        [
+            {1 / 2: "0-1 2-3 4-5"},  # six as 2 times 3, the shorter side first
+            {1 / 3: "0-2 0-4 2-4 1-3 1-5 3-5"},
+            {3 / 7: "2-6 5-6", 1 / 3: "0-1 0-3 1-3"},  # left over are 0, 1 and 3, 4
+            {1 / 3: "0-1 0-2 1-2 3-4 3-5 4-5"},
+        ],
+    ),
+    (
+        13,
+        3,
+        [
+            {1 / 3: "0-1 0-2 1-2 3-4 3-5 4-5 6-7 6-8 7-8 9-10 9-11 10-11"},
+            {1 / 4: "0-3 0-6 0-9 3-6 3-9 6-9 1-4 1-7 1-10 4-7 4-10 7-10 2-5 2-8 2-11 5-8 5-11 8-11"},
+            # Left over are 0 1 2, 4 5 6 and 8 9 10: four by four in this order, and 10 alone.
+            {4 / 13: "3-12 7-12 11-12", 1 / 4: "0-1 0-2 0-4 1-2 1-4 2-4 5-6 5-8 5-9 6-8 6-9 8-9"},
+            {1 / 4: "0-1 0-2 0-3 1-2 1-3 2-3 4-5 4-6 4-7 5-6 5-7 6-7 8-9 8-10 8-11 9-10 9-11 10-11"},
+        ],
+    ),
+    (
+        15,
+        3,
+        [
+            {1 / 4: "0-1 0-2 0-3 1-2 1-3 2-3 5-6 5-7 5-8 6-7 6-8 7-8 10-11 10-12 10-13 11-12 11-13 12-13"},
+            {4 / 5: "3-4 8-9 13-14", 1 / 3: "0-1 0-2 1-2 5-6 5-7 6-7 10-11 10-12 11-12"},
+            {1 / 4: "0-1 0-2 0-3 1-2 1-3 2-3 5-6 5-7 5-8 6-7 6-8 7-8 10-11 10-12 10-13 11-12 11-13 12-13"},
+            {1 / 3: "0-5 0-10 5-10 1-6 1-11 6-11 2-7 2-12 7-12 3-8 3-13 8-13 4-9 4-14 9-14"},
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("nodes", "k", "rounds"), BASE_ROUNDS)
+def test_base_graph_round_by_round(nodes: int, k: int, rounds: list[dict[float, str]]) -> None:
+    base = schedule(f"base:k={k}", nodes)
+    assert base.period == len(rounds)
+    for round, links in enumerate(rounds):
+        expected = np.zeros((nodes, nodes))
+        for weight, edges in links.items():
+            for edge in edges.split():
+                i, j = map(int, edge.split("-"))
+                expected[i, j] = expected[j, i] = weight
+        np.fill_diagonal(expected, 1 - expected.sum(axis=1))
+        assert mixing_matrix(base.at(round)) == pytest.approx(expected, abs=1e-15)
+        assert len(base.at(round).edges) == sum(len(edges.split()) for edges in links.values())
 
 
 @pytest.mark.parametrize(
@@ -430,3 +498,48 @@ def test_each_schedule_is_described_in_one_line() -> None:
     for name in SCHEDULES:
         assert "\n" not in describe(name)
     assert describe("equi-dynamic").endswith("Options: directed=true, eta=0.5, seed=0.")
+
+
+RING = build("ring", 5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: _new("base", 25, 0),
+        lambda: _new("random-matching", 6, 3),
+        lambda: _new("graph:edges=0-1/1-2", 3, 0),
+        lambda: weighted(_new("base", 25, 0), "lazy"),
+        lambda: Schedule.of(RING),
+        lambda: in_turn("turns", [RING, build("star", 5)]),
+    ],
+)
+def test_a_schedule_is_a_value_that_travels_to_another_process(make: Callable[[], Schedule]) -> None:
+    one, other = make(), make()
+    assert one == other
+    assert hash(one) == hash(other)
+    there = pickle.loads(pickle.dumps(one))
+    assert there == one
+    assert [there.at(round) for round in range(5)] == [one.at(round) for round in range(5)]
+    assert there.settled_after == one.settled_after
+
+
+def test_schedules_of_other_nodes_seeds_or_weights_differ() -> None:
+    one = schedule("random-matching", 6)
+    assert one == schedule("random-matching:seed=0", 6)
+    assert one not in (schedule("random-matching", 8), schedule("random-matching", 6, seed=1), weighted(one, "lazy"))
+    assert one != "random-matching"
+
+
+def test_a_schedule_of_a_function_alone_stays_where_it_is() -> None:
+    mine = Schedule("mine", 5, 1, lambda _: RING)
+    with pytest.raises(TopologyError, match=r"'mine' cannot be sent to another process.* make it there, or by name"):
+        pickle.dumps(mine)
+
+
+def test_of_large_schedules_only_the_last_is_kept() -> None:
+    assert schedule("ring", 9) is schedule("ring", 9)
+    first = schedule("ring", 100_001)
+    assert schedule("ring", 100_001) is first
+    schedule("ring", 100_002)
+    assert schedule("ring", 100_001) is not first

@@ -101,10 +101,13 @@ def test_of_each_peer_the_latest_four_offers_are_held_until_their_round() -> Non
     for round in (9, 5, 6, 7, 8):
         early.hold("a", offer(round))
     early.hold("b", offer(7))
-    assert early.latest("a") == 9
-    assert early.latest("c") is None
     assert early.counts() == {"a": 4, "b": 1}
     assert early.due(7) == {"a": offer(7), "b": offer(7)}
     assert early.all() == [("a", offer(8)), ("a", offer(9))]
     assert early.due(12) == {}
     assert early.counts() == {}
+    early.hold("a", offer(13))
+    early.hold("b", offer(13))
+    early.forget("a")
+    early.forget("c")
+    assert early.all() == [("b", offer(13))]

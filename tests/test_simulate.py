@@ -1,5 +1,6 @@
 """`simulate`: a run from a recipe, its references, files, and going on where it was stopped."""
 
+import os
 import signal
 import threading
 from pathlib import Path
@@ -13,11 +14,14 @@ from torch import nn
 
 import p2pfl
 from p2pfl.errors import RecipeError, TrainingError, UsageError
+from p2pfl.events import RoundFinished
+from p2pfl.graphs.topology import Topology
 from p2pfl.recipe import Recipe, to_toml
 from p2pfl.simulation.engines import ENGINES, choose, table
 from p2pfl.simulation.record import Moment
 from p2pfl.simulation.resolve import resolve
 from p2pfl.simulation.simulated_run import SimulatedRun
+from p2pfl.sinks import write_summary
 
 SMALL: dict[str, Any] = {"peers": 4, "model": "logistic", "samples": 40, "test_samples": 100, "rounds": 3, "workers": 1}
 KEYS = {
@@ -191,6 +195,102 @@ def test_a_finished_run_goes_on_with_more_rounds_only(tmp_path: Path) -> None:
     assert torch.equal(more.vectors, simulate(rounds=5).vectors)
 
 
+def test_references_are_run_again_for_more_rounds(tmp_path: Path) -> None:
+    simulate(out=tmp_path, references=["alone"])
+    more = p2pfl.simulate(out=tmp_path, resume=True, rounds=5, references=["alone"], engine=LoopEngine())
+    assert more.references["alone"].summary["rounds"] == 5
+    assert more.summary["alone"] == more.references["alone"].summary["accuracy"]
+    without = p2pfl.simulate(out=tmp_path, resume=True, rounds=6, engine=LoopEngine())
+    assert without.summary["alone"] is None
+
+
+def test_references_that_were_stopped_are_run_when_it_goes_on(tmp_path: Path) -> None:
+    moments: list[Moment] = []
+    begun = simulate(
+        out=tmp_path, references=["alone"], progress=moments.append, stopped=lambda: bool(moments and moments[-1].run)
+    )
+    assert (begun.summary["stopped"], begun.summary["alone"]) == (False, None)
+    ended = p2pfl.simulate(out=tmp_path, resume=True, references=["alone"])
+    assert ended.summary["alone"] == ended.references["alone"].summary["accuracy"]
+    assert torch.equal(ended.vectors, begun.vectors)
+    assert torch.equal(ended.mean_vector, begun.mean_vector)
+    assert len(ended.metrics) == 12
+    assert p2pfl.load_run(tmp_path).summary == ended.summary
+    with pytest.raises(UsageError, match="has all its 3 rounds"):
+        p2pfl.simulate(out=tmp_path, resume=True, references=["alone"])
+
+
+def test_a_run_does_not_go_on_with_other_examples_or_edges(tmp_path: Path) -> None:
+    lines = [f"{i % 7},{i % 5},{i % 2}" for i in range(60)]
+    file = tmp_path / "data.csv"
+    file.write_text("\n".join(["a,b,label", *lines]))
+    of_file = {"data": str(file), "target": "label", "samples": 5, "test_samples": 0}
+    simulate(out=tmp_path / "run", **of_file)
+    file.write_text("\n".join(["a,b,label", *reversed(lines)]))
+    with pytest.raises(RecipeError, match="has other training examples than there are now: put back what it had"):
+        p2pfl.simulate(out=tmp_path / "run", resume=True, rounds=5, engine=LoopEngine())
+    pairs = ((0, 1), (1, 0), (2, 3), (3, 2), (0, 2), (2, 0))
+    weighted, other = (
+        Topology(
+            "own",
+            4,
+            ((0, 1), (2, 3), (0, 2)),
+            weights=[
+                *((i, j, weight) for i, j in pairs),
+                *((i, i, 1 - weight * (2 if i in (0, 2) else 1)) for i in range(4)),
+            ],
+        )
+        for weight in (0.25, 0.5)
+    )
+    simulate(out=tmp_path / "own", topology=weighted)
+    with pytest.raises(RecipeError, match="has other edges or weights"):
+        simulate(out=tmp_path / "own", topology=other, resume=True, rounds=5)
+
+
+def test_a_folder_under_way_is_not_written_by_another_run(tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def second(round: int) -> None:
+        with pytest.raises(UsageError) as error:
+            simulate(out=tmp_path, resume=True)
+        refused.append(str(error.value))
+
+    simulate(out=tmp_path, rounds=1, engine=LoopEngine(between=second))
+    assert refused == [f"{tmp_path} is being written by another run: wait for its end, or give another out"]
+    simulate(out=tmp_path, resume=True, rounds=2)  # it is let go at the end
+
+
+def test_a_summary_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    write_summary(tmp_path, {"rounds": 1})
+    with pytest.raises(TypeError):
+        write_summary(tmp_path, {"rounds": object()})
+    (tmp_path / f".summary.json.{os.getpid()}").mkdir()  # nothing can be written beside it
+    with pytest.raises(OSError, match=r"summary\.json"):
+        write_summary(tmp_path, {"rounds": 2})
+    assert (tmp_path / "summary.json").read_bytes() == b'{\n  "rounds": 1\n}\n'
+
+
+def test_a_run_in_which_nobody_is_left_says_so() -> None:
+    run = p2pfl.simulate(
+        **SMALL | {"rounds": 9}, engine="event", churn="crash@0.05=0;crash@0.05=1;crash@0.05=2;crash@0.05=3"
+    )
+    done = run.summary["rounds"]
+    assert run.summary["ended_early"] == f"nobody was left after round {done} of 9"
+    assert (done < 9, run.summary["stopped"]) == (True, False)
+    assert simulate().summary["ended_early"] is None
+
+
+def test_events_of_a_run_that_goes_on_stand_once_and_in_time(tmp_path: Path) -> None:
+    recipe: dict[str, Any] = {**SMALL, "rounds": 6, "engine": "event", "out": tmp_path}
+    rounds = iter((False, False, True))
+    p2pfl.simulate(**recipe, stopped=lambda: next(rounds))
+    p2pfl.simulate(**recipe, resume=True)
+    finished = [event for event in p2pfl.load_run(tmp_path).events if isinstance(event, RoundFinished)]
+    assert len({(event.peer, event.round) for event in finished}) == len(finished) == 4 * 6
+    times = [event.time_s for event in finished if event.peer == finished[0].peer]
+    assert times == sorted(set(times))
+
+
 def test_the_first_interrupt_ends_after_the_round_and_is_said(tmp_path: Path) -> None:
     said: list[str] = []
     before = signal.getsignal(signal.SIGINT)
@@ -243,7 +343,7 @@ def test_training_that_fails_closes_the_files(tmp_path: Path) -> None:
         ({"roundz": 3}, "unknown field `roundz`; did you mean 'rounds'?"),
         ({"resume": True}, "resume needs out: the folder of the run to go on with"),
         ({"resume": True, "out": "nowhere"}, "nowhere holds no run to go on with"),
-        ({"engine": "fast"}, "engine: there is no 'fast'; there are auto, event, matrix, ray"),
+        ({"engine": "fast"}, "engine: there is no 'fast'; there are auto, event, matrix, scalars, ray"),
         ({"engine": LoopEngine(refuses="too large")}, "engine LoopEngine cannot run this: too large"),
         ({"model": "own"}, "this recipe had Python objects for model or data: give model= or train= again"),
         ({"engine": "event", "algorithm": "fedavg"}, "engine event cannot run this: fedavg is no algorithm of live"),

@@ -1,6 +1,7 @@
 """Spectra, gaps, noise floors and effective neighbors of one mixing matrix, or of several that take turns."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.sparse import csr_array
 
 from p2pfl.graphs import spectra
-from p2pfl.graphs.links import bytes_per_round, diameter, finite_time_rounds, links
+from p2pfl.graphs.links import bytes_per_round, counted, diameter, finite_time_rounds, links
 from p2pfl.graphs.mixing import mixing_csr, mixing_matrix
 from p2pfl.graphs.named import build, schedule
 from p2pfl.graphs.noise import effective_neighbors_over, noise_floor_over, simulate
@@ -296,3 +297,30 @@ def test_diameter_of_parts_and_of_one_way_links() -> None:
 )
 def test_rounds_of_finite_time_weights(name: str, nodes: int, rounds: int | None) -> None:  # theory.md §2
     assert finite_time_rounds(build(name, nodes)) == rounds
+
+
+def test_most_shapes_fail_with_a_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A grid that closes into rings only at 60 x 84: every other divisor is refused without the whole matrix.
+    matrix = mixing_csr(build("torus:rows=60", 5040))
+    seen: list[bool] = []
+    translated = spectra._translated
+
+    def counting(*arguments: Any) -> bool:
+        seen.append(translated(*arguments))
+        return seen[-1]
+
+    monkeypatch.setattr(spectra, "_translated", counting)
+    assert spectra.looks_the_same_everywhere(matrix)
+    assert seen.count(True) == 1
+    assert len(seen) > 20
+
+
+def test_a_matrix_that_differs_in_one_row_alone_is_not_the_same_everywhere() -> None:
+    matrix = mixing_csr(build("ring", 64)).copy()
+    matrix.data[3 * 17 : 3 * 18] = 0.5, 0.2, 0.3
+    assert not spectra.looks_the_same_everywhere(matrix)
+
+
+def test_counting_lets_each_round_go() -> None:
+    of = schedule("base", 25)
+    assert counted(of.at(round) for round in range(of.period or 0)) == links(of)

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -15,6 +17,7 @@ from p2pfl.errors import RecipeError, UsageError
 from p2pfl.recipe import Recipe
 from p2pfl.recipe_files import Sweep
 from p2pfl.simulation.jobs import Job, finished, job_of, reference_job, run_job
+from p2pfl.simulation.run_lock import held
 from p2pfl.simulation.sweep import Step
 
 BASE: dict[str, Any] = {"peers": 4, "model": "logistic", "samples": 20, "test_samples": 50, "rounds": 2, "workers": 1}
@@ -141,6 +144,74 @@ def test_a_sweep_comes_as_a_file_too(tmp_path: Path) -> None:
     assert one["accuracy_mean"].tolist() == frame["accuracy_mean"].tolist()[:1]
 
 
+def test_epochs_of_a_grid_stand_over_steps_of_the_base(tmp_path: Path) -> None:
+    frame = p2pfl.sweep({**BASE, "steps": 1}, {"epochs": [1, 5]}, out=tmp_path, workers=1)
+    assert frame["steps"].tolist() == [4 * 2, 5 * 4 * 2]
+    assert Sweep({"steps": 1, "lr": 0.5}).over({"epochs": 9}, {}).base == {"lr": 0.5, "epochs": 9}
+    assert Sweep({}, {"epochs": [1, 5]}).over({"steps": 3}, {}) == Sweep({"steps": 3})
+    with pytest.raises(RecipeError, match="epochs: steps stand instead of them"):
+        p2pfl.sweep(BASE, {"epochs": [1, 5], "steps": [2]}, out=tmp_path)
+
+
+def test_epochs_beside_steps_in_a_file_are_refused_with_the_line(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.toml"
+    file.write_text("steps = 2\nepochs = [1, 5]\n")
+    with pytest.raises(RecipeError, match="line 2: epochs: steps stand instead of them"):
+        p2pfl.sweep(file, out=tmp_path / "runs")
+
+
+def test_values_of_a_grid_come_alone_twice_or_from_numpy() -> None:
+    plan = Sweep({"rounds": 2}).over({}, {"seed": 5, "peers": np.arange(4, 6), "alpha": [0.5, 0.5]})
+    assert plan.grid == {"seed": [5], "peers": [4, 5], "alpha": [0.5]}
+    assert len(plan) == 2
+
+
+def test_a_file_that_was_edited_is_another_run(tmp_path: Path) -> None:
+    file = tmp_path / "net.graphml"
+    nx.write_graphml(nx.path_graph(4), file)
+    before = p2pfl.sweep(BASE, {"topology": [str(file)]}, out=tmp_path / "runs", workers=1)
+    nx.write_graphml(nx.complete_graph(4), file)
+    after = p2pfl.sweep(BASE, {"topology": [str(file)]}, out=tmp_path / "runs", workers=1)
+    assert after["bytes_sent"][0] == 2 * before["bytes_sent"][0]  # 12 shares a round, not 6
+    table = tmp_path / "data.csv"
+    table.write_text("a,b\n1,2\n")
+    recipe = Recipe(data=str(table))
+    first = job_of(recipe, tmp_path), reference_job(recipe, "pooled", tmp_path)
+    table.write_text("a,b\n1,3\n")
+    second = job_of(recipe, tmp_path), reference_job(recipe, "pooled", tmp_path)
+    assert all(one.folder != other.folder for one, other in zip(first, second, strict=True))
+
+
+def test_half_a_summary_is_run_again_and_a_finished_run_keeps_no_checkpoint(tmp_path: Path) -> None:
+    job = job_of(Recipe(**BASE), tmp_path)
+    whole = run_job(job)
+    assert not (Path(job.folder) / "checkpoints").exists()
+    path = Path(job.folder) / "summary.json"
+    path.write_bytes(path.read_bytes()[:50])
+    again = run_job(job)
+    assert again["error"] is None
+    assert again["summary"]["accuracy"] == whole["summary"]["accuracy"]
+    assert finished(job) == again
+
+
+def test_a_stopped_run_with_churn_begins_anew(tmp_path: Path) -> None:
+    job = job_of(Recipe(**BASE, churn="crash@0.01=3"), tmp_path)
+    assert run_job(job, lambda: True)["summary"]["ended_early"] == "stopped after round 1 of 2"
+    again = run_job(job)
+    assert (again["error"], again["summary"]["rounds"]) == (None, 2)
+
+
+def test_a_run_that_another_sweep_is_at_is_left_alone(tmp_path: Path) -> None:
+    job = job_of(Recipe(**BASE), tmp_path)
+    folder = Path(job.folder)
+    folder.mkdir()
+    (folder / "events.jsonl").touch()
+    with held(folder):
+        row = run_job(job)
+    assert "is being written by another run" in row["error"]
+    assert (folder / "events.jsonl").exists()
+
+
 def test_jobs_travel_as_json() -> None:
     import msgspec
 
@@ -153,7 +224,7 @@ def test_jobs_travel_as_json() -> None:
     [
         ({"sead": [1]}, RecipeError, "unknown field `sead`; did you mean 'seed'?"),
         ({"alpha": [0.1, "x"]}, RecipeError, "alpha: expected `float`, got `str`"),
-        ({"alpha": []}, UsageError, "the grid has no values for alpha: give at least one"),
+        ({"alpha": []}, RecipeError, "the grid has no values for alpha: give at least one"),
     ],
 )
 def test_a_grid_that_cannot_be_is_refused_before_anything_runs(

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from p2pfl.errors import TopologyError
+from p2pfl.graphs import named
+from p2pfl.graphs.mixing import mixing_matrix, mixing_weights
 from p2pfl.graphs.topology import Topology
 
 THIRD = 1 / 3
@@ -217,8 +219,35 @@ def test_a_node_too_large_for_an_array_is_out_of_range() -> None:
 
 
 def test_an_edge_is_two_whole_numbers() -> None:
-    with pytest.raises(TypeError):
-        Topology("t", 2, ((0, 1.0),))  # type: ignore[arg-type]  # what a caller without mypy may do
+    with pytest.raises(TopologyError, match="names a node that is no whole number"):
+        Topology("t", 2, ((0, 1.5),))  # type: ignore[arg-type]  # what a caller without mypy may do
+    with pytest.raises(TopologyError, match=r"name a node 1\.9: nodes are whole numbers"):
+        Topology("t", 4, np.array([[0, 1.9]]))
+    places = np.array([[0, 0, 0.5], [0, 1.9, 0.5], [1, 0, 0.5], [1, 1, 0.5]])
+    with pytest.raises(TopologyError, match=r"the weights of topology 't' name a node 1\.9"):
+        Topology("t", 2, ((0, 1),), weights=places)
+
+
+def test_arrays_of_another_shape_are_refused_and_not_read_in_another_order() -> None:
+    with pytest.raises(TopologyError, match=r"an array \[2, 3\], not \[edges, 2\]; turn an .* as edge_index\.T"):
+        Topology("t", 4, np.array([[0, 1, 2], [1, 2, 3]]))
+    assert Topology("t", 4, np.array([[0, 1, 2], [1, 2, 3]]).T).edges == ((0, 1), (1, 2), (2, 3))
+    rows = np.array([[0, 0, 0.5], [0, 1, 0.5], [1, 0, 0.5], [1, 1, 0.5]])
+    with pytest.raises(TopologyError, match=r"are an array \[3, 4\], not \[weights, 3\]"):
+        Topology("t", 2, ((0, 1),), weights=rows.T)
+
+
+def test_unequal_degrees_that_come_out_even_keep_the_average() -> None:
+    drawn = named.build("epidemic-local:s=2", 4, round=8)
+    assert not drawn.regular
+    assert drawn.doubly_stochastic
+    assert np.abs(mixing_matrix(drawn).sum(axis=0) - 1).max() < 1e-15
+
+
+def test_a_row_of_weights_makes_no_tuple_of_all() -> None:
+    topology = named.build("equi-dynamic", 9)
+    assert mixing_weights(topology, 3)
+    assert "weights" not in vars(topology)
 
 
 def test_weights_within_a_billionth_pass() -> None:

@@ -13,7 +13,7 @@ from p2pfl.graphs.named import schedule as build_schedule
 from p2pfl.graphs.spectra import spectral_gap
 from p2pfl.graphs.topology import Topology
 from p2pfl.recipe import travelling
-from p2pfl.topology_files import list_files, load_schedule, load_topology, ready_folder
+from p2pfl.topology_files import list_files, load_note, load_schedule, load_topology, ready_folder
 
 READY = {  # nodes and edges
     "abilene": (11, 14),
@@ -389,3 +389,14 @@ def test_bad_edge_list_is_refused(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(TopologyError, match=says) as caught:
         load_topology(write(tmp_path, "bad.txt", text), None)
     assert "bad.txt" in str(caught.value)
+
+
+def test_a_ready_file_says_what_it_is_good_for() -> None:
+    assert all(load_note(name) == tomllib.loads(path.read_text()).get("note", "") for name, path in _toml_files())
+    assert load_note("petersen")
+    with pytest.raises(TopologyError, match="there is no topology 'pettersen'; did you mean 'petersen'"):
+        load_note("pettersen")
+
+
+def _toml_files() -> list[tuple[str, Path]]:
+    return [(path.stem, path) for path in ready_folder().glob("*.toml")]

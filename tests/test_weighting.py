@@ -8,11 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pfl.errors import TopologyError, UsageError
+from p2pfl.graphs.links import finite_time_rounds
 from p2pfl.graphs.mixing import mixing_csr, mixing_matrix, mixing_weights
 from p2pfl.graphs.named import schedule
 from p2pfl.graphs.schedule import Schedule
 from p2pfl.graphs.topology import Topology
-from p2pfl.graphs.weighting import WEIGHTINGS, drift_warning, leja, weighted
+from p2pfl.graphs.weighting import WEIGHTINGS, drift_warning, leja, serves_finite_time, weighted
+from p2pfl.topology_files import load_schedule
 
 THIRD = 1 / 3
 ONE_WAY = Topology("one-way", 3, ((0, 1), (1, 2), (2, 0), (0, 2)), directed=True)
@@ -274,6 +276,14 @@ def test_one_node_keeps_its_own(mixing: str) -> None:
         ("exponential", 5, "finite-time", "needs an undirected topology"),
         ("one-peer-hypercube", 4, "finite-time", "needs one topology for all rounds, and 'one-peer-hypercube' changes"),
         ("one-peer-hypercube", 4, "best-constant", "needs a connected topology, and a round of .* is not: take 'auto'"),
+        (
+            "epidemic-oracle:s=2,seed=0",
+            12,
+            "best-constant",
+            "needs every round connected.* draws each anew, .* take",
+        ),
+        # Whose first rounds would do, by chance.
+        ("epidemic-local:s=1,seed=2", 3, "max-degree", "would let the average drift"),
         ("ring", 3000, "finite-time", "too slow for 3000 nodes: take at most 2048, or 'metropolis'"),
         ("epidemic-local", 20, "max-degree", "would let the average drift .* take 'uniform', which says so, or an"),
     ],
@@ -294,3 +304,21 @@ def test_closed_form_of_the_best_constant_weight_on_a_ring() -> None:
         second = 2 - 2 * math.cos(2 * math.pi / nodes)
         expected = 1 - (4 - second) / (4 + second)
         assert gap(matrix("ring", nodes, "best-constant")) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "nodes", "served"),
+    [("torus", 25, True), ("star", 16, True), ("barabasi-albert", 50, False), ("exponential", 8, False)],
+)
+def test_finite_time_serves_what_it_takes(name: str, nodes: int, served: bool) -> None:
+    assert serves_finite_time(schedule(name, nodes).at(0)) == served
+    try:
+        weighted(schedule(name, nodes), "finite-time")
+    except TopologyError:
+        assert not served
+
+
+def test_the_weighting_takes_as_many_rounds_as_are_told() -> None:
+    for name, nodes in (("torus", 25), ("star", 16), ("ring", 12), ("petersen", 10)):
+        of = load_schedule(name, nodes)
+        assert weighted(of, "finite-time").period == finite_time_rounds(of.at(0))

@@ -189,6 +189,19 @@ def test_the_last_peers_join_at_a_rate() -> None:
     assert absent_at_first(changes) == {1, 2, 3}
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_crash_that_is_drawn_before_its_peer_joins_is_passed_over(seed: int) -> None:
+    names = tuple(map(str, range(12)))
+    changes = parse_churn("crash:rate=1;join:rate=.1,peers=4;join@50=3", names, seed)
+    assert absent_at_first(changes) == {3, 8, 9, 10, 11}
+    assert {change.peer for change in changes if change.kind == "crash"} >= {0, 1, 2, 4, 5, 6, 7}
+
+
+def test_a_crash_that_is_drawn_after_its_peer_joined_holds() -> None:
+    changes = parse_churn("crash:rate=.01;join:rate=1000,peers=1", NAMES, 0)
+    assert [change.kind for change in changes if change.peer == 3] == ["join", "crash"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -68,19 +68,19 @@ def predicted_contraction(matrices: Sequence[Floats]) -> dict[str, float]:
     """What one mix does to Ξ², predicted from the mixing matrices of one period.
 
     Returns:
-        `worst`: ‖ΠW_t − J‖₂^(2/T), the most that any deviation keeps a mix, on average over the period ·
-        `white`: mean over t of ‖W_t − J‖²_F / (n − 1), what deviations that are independent between peers keep.
+        `worst`: ‖(I − J) ΠW_t‖₂^(2/T), the most that any deviation keeps a mix, on average over the period ·
+        `white`: mean over t of ‖(I − J) W_t‖²_F / (n − 1), what deviations that are independent between peers keep.
+        The average is taken out after mixing: weights that are not doubly stochastic move it.
     """
     n = len(matrices[0])
     if n == 1:
         return {"worst": 0.0, "white": 0.0}
-    mean = np.full((n, n), 1 / n)
     product = np.eye(n)
     for matrix in matrices:
         product = matrix @ product
     return {
-        "worst": float(np.linalg.norm(product - mean, 2)) ** (2 / len(matrices)),
-        "white": float(np.mean([np.square(matrix - mean).sum() / (n - 1) for matrix in matrices])),
+        "worst": float(np.linalg.norm(product - product.mean(axis=0), 2)) ** (2 / len(matrices)),
+        "white": float(np.mean([np.square(matrix - matrix.mean(axis=0)).sum() / (n - 1) for matrix in matrices])),
     }
 
 

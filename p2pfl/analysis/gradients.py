@@ -83,23 +83,26 @@ def gradients_at(
         seed: of the draws.
 
     Returns:
-        [peers, size], and [draws, size] for each peer.
+        [peers, size], and [draws, size] for each peer; 0 where a parameter is frozen or not used. Dropout is off: the
+        gradients are of the model as it is tested.
 
     Raises:
         UsageError: the point is not of the model's size.
     """
     import torch
 
-    module = problem.build()
-    trained = list(module.parameters())
-    if sum(parameter.numel() for parameter in trained) != vector.numel():
-        raise UsageError(f"the point has {vector.numel()} numbers, the model {sum(p.numel() for p in trained)}")
-    torch.nn.utils.vector_to_parameters(vector.to(trained[0].dtype), trained)
+    module = problem.build().eval()
+    parameters = list(module.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    if sum(parameter.numel() for parameter in parameters) != vector.numel():
+        raise UsageError(f"the point has {vector.numel()} numbers, the model {sum(p.numel() for p in parameters)}")
+    torch.nn.utils.vector_to_parameters(vector.to(parameters[0].dtype), parameters)
 
     def gradient(inputs: "torch.Tensor", targets: "torch.Tensor") -> Floats:
-        output = module(inputs.to(trained[0].dtype))
-        found = torch.autograd.grad(_loss(problem, output, targets), trained)
-        return torch.cat([part.reshape(-1) for part in found]).double().numpy()
+        output = module(inputs.to(parameters[0].dtype))
+        found = iter(torch.autograd.grad(_loss(problem, output, targets), trained, materialize_grads=True))
+        parts = [next(found) if parameter.requires_grad else torch.zeros_like(parameter) for parameter in parameters]
+        return torch.cat([part.reshape(-1) for part in parts]).double().numpy()
 
     full, batches = [], []
     for peer in range(problem.peers):

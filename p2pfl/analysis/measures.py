@@ -206,7 +206,8 @@ def to_target(curve: "pd.DataFrame", target: float, column: str = "accuracy") ->
     costs: dict[str, float | None] = {}
     for name in COSTS:
         low, high = float(measured[name].iloc[before]), float(measured[name].iloc[after])
-        costs[name] = None if np.isnan(high) else float(low + share * (high - low))
+        cost = high if share == 1 else low + share * (high - low)
+        costs[name] = None if np.isnan(cost) else float(cost)
     return costs
 
 

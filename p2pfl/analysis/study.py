@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 SEEDS = ("seed", "data_seed", "init_seed", "topology_seed")
 # What changes how a run is carried out, and not what is studied.
-_MANNER = {"engine", "device", "workers", "batched", "evaluate_every", "min_peers", "patience", "min_deadline_s"}
-_MANNER |= {"max_wait_s", *SEEDS}
+# How long peers wait does: it says which shares come in time.
+_MANNER = {"engine", "device", "workers", "batched", "evaluate_every", "min_peers", *SEEDS}
 _REFERENCES_IGNORE = {"topology", "mixing", "step_s", "latency", "bandwidth", "loss_rate", "churn"}
 _NOTHING = 1e-12  # what rounding leaves of a noise floor of 0
 _COMPARED_FIRST = ("topology", "algorithm", "mixing")  # the first of them that varies is what is compared
@@ -242,7 +242,8 @@ def find_runs(paths: Sequence[str | Path], warn: Callable[[str], None] = lambda 
     """The runs in these folders: each is a run, or holds runs, as a sweep's folder does, its references among them.
 
     Args:
-        warn: is told of a folder that was begun and not finished, and is left out.
+        warn: is told of a run inside a folder that was not finished, or was stopped, and is left out, and of one that
+            was stopped and given by itself, or that ended because nobody was left: it is taken as it is.
 
     Raises:
         DataError: a path that holds no run.
@@ -250,18 +251,36 @@ def find_runs(paths: Sequence[str | Path], warn: Callable[[str], None] = lambda 
     found: dict[Path, Run] = {}
     for path in map(Path, paths):
         if (path / "events.jsonl").exists():
-            found[path.resolve()] = load_run(path)
+            run = found[path.resolve()] = load_run(path)
+            if cut := _cut_short(run):
+                warn(f"{path} {cut}: its figures are those of its last rounds")
             continue
         if not path.is_dir():
             raise DataError(f"{path} is no folder: give the folder of a run or of a sweep, as runs/demo-…")
         inside = [file.parent for file in sorted(path.rglob("events.jsonl")) if not _is_of_a_run(file.parent)]
-        ended = [folder for folder in inside if (folder / "summary.json").exists()]
+        ended = {folder: load_run(folder) for folder in inside if (folder / "summary.json").exists()}
         for folder in sorted(set(inside) - set(ended)):
             warn(f"{folder} is not finished and is left out")
         if not ended:
             raise DataError(f"{path} holds no finished run: none of its folders has events.jsonl and summary.json")
-        found |= {folder.resolve(): load_run(folder) for folder in ended}
+        taken = {folder: run for folder, run in ended.items() if not run.summary.get("stopped")}
+        for folder, run in ended.items():
+            if cut := _cut_short(run):
+                then = "its figures are those of its last rounds"
+                warn(f"{folder} {cut}" + (f": {then}" if folder in taken else " and is left out; resume it"))
+        if not taken:
+            raise DataError(f"{path} holds no run with all its rounds; resume them, or give their folders one by one")
+        found |= {folder.resolve(): run for folder, run in taken.items()}
     return list(found.values())
+
+
+def _cut_short(run: Run) -> str:
+    """What a run that has fewer rounds than its recipe says of itself; empty where it has them all."""
+    behind, planned = run.summary.get("rounds"), run.recipe.rounds
+    if not isinstance(behind, int) or not planned or behind >= planned:
+        return ""
+    how = "was stopped" if run.summary.get("stopped") else "ended"
+    return f"{how} after {behind} of {planned} rounds"
 
 
 def _is_of_a_run(folder: Path) -> bool:

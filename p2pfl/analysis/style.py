@@ -7,6 +7,7 @@ from typing import Any, ParamSpec
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from p2pfl.errors import DataError, UsageError
 
@@ -60,7 +61,12 @@ def drawn(draw: Callable[_P, Figure]) -> Callable[_P, Figure]:
     @wraps(draw)
     def styled(*args: _P.args, **kwargs: _P.kwargs) -> Figure:
         with mpl.rc_context(_RC):
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+        # Names of files and peers may hold dollars; what is written so far is no mathematics, ticks come later.
+        for text in figure.findobj(Text):
+            if "$" in text.get_text():
+                text.set_parse_math(False)
+        return figure
 
     return styled
 

@@ -184,8 +184,8 @@ def duration(seconds: float) -> str:
 def close_with(console: Console, summary: Any) -> None:
     """What a person wants to know at the end."""
     console.print()
-    if summary["stopped"]:
-        console.print(Text(f"stopped after {summary['rounds']} rounds", style="bold"))
+    if summary["ended_early"]:
+        console.print(Text(summary["ended_early"], style="bold"))
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     by_accuracy = bool(summary["accuracy"])
     table.add_column("test accuracy" if by_accuracy else "test loss")

@@ -55,20 +55,19 @@ def command(
     """Run every combination of a grid of settings; what is finished is not repeated."""
     if file is None and not grid:
         raise UsageError('give a SWEEP file, or --grid "topology=ring torus"; p2pfl recipe new FILE --sweep writes one')
+    if settings.get("steps") and "epochs" in settings:
+        raise UsageError("choose --epochs or --steps, not both")
     console = options.console(json)
     with console.status("loading PyTorch …"):
         from p2pfl.recipe_files import Sweep, read_sweep
         from p2pfl.simulation.sweep import sweep
 
     plan = read_sweep(file) if file is not None else Sweep({})
-    base = {key: value for key, value in plan.base.items() if key not in settings}
-    kept = {key: values for key, values in plan.grid.items() if key not in settings}
-    plan = Sweep({**base, **settings}, kept, plan.references)
+    plan = plan.over(settings, _grid(grid or []))
     folder = out or Path("runs") / (file_name(file.stem) if file is not None else "sweep")
     with _Shown(console, silent=json) as shown:
         frame = sweep(
             plan,
-            _grid(grid or []),
             out=folder,
             workers=at_once,
             on=on,

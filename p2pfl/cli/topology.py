@@ -25,7 +25,6 @@ p2pfl topology show torus --peers 25 --plot torus.pdf
 p2pfl topology compare ring torus exponential base:k=4 --peers 25"""
 
 _MLP = 79_510  # parameters of an MLP 784-100-10
-_GAMMAS = (0.9, 0.99)
 
 app = typer.Typer(
     help="Topologies: what there is, what to expect of each before any training, and how it looks.",
@@ -46,14 +45,14 @@ Plot = Annotated[Path | None, typer.Option(help="Draw it into a file: .png, .svg
 def list_(json: options.Json = False) -> None:
     """What topologies there are: those for any number of peers with their options, and the ready files."""
     from p2pfl.graphs import named
-    from p2pfl.topology_files import list_files, load_topology
+    from p2pfl.topology_files import list_files, load_note, load_topology
 
     made = [{"name": name, "what": named.describe(name)} for name in named.NAMES]
     files = []
     for name in list_files():
         topology = load_topology(name, None)
         counts = {"peers": topology.nodes, "edges": len(topology.pairs)}
-        files.append({"name": name, **counts, "note": _note(name)})
+        files.append({"name": name, **counts, "note": load_note(name)})
     if json:
         options.print_json({"topologies": made, "files": files})
         return
@@ -173,14 +172,17 @@ def facts(prediction: "Prediction", model_bytes: int) -> dict[str, Any]:
     Where the noise floor has neither formula nor exact solution it is null, and `noise_floor_estimate` has what a
     simulation found.
     """
-    from p2pfl.graphs.links import diameter, finite_time_rounds, links
+    from p2pfl.graphs.links import diameter, finite_time_rounds
+    from p2pfl.graphs.prediction import GAMMAS
+    from p2pfl.graphs.weighting import serves_finite_time
 
     schedule = prediction.schedule
-    linked = links(schedule)
+    linked = prediction.links
+    finite = finite_time_rounds(schedule.at(0)) if schedule.static else None
     floor, contraction = prediction.noise_floor, prediction.contraction
     drawn = floor is not None and floor.how == "monte carlo"
-    neighbors = {gamma: prediction.effective_neighbors(gamma) for gamma in _GAMMAS}
-    first = neighbors[_GAMMAS[0]]
+    neighbors = {gamma: prediction.effective_neighbors(gamma) for gamma in GAMMAS}
+    first = neighbors[GAMMAS[0]]
     found: dict[str, Any] = {
         "name": schedule.name,
         "peers": schedule.nodes,
@@ -201,30 +203,16 @@ def facts(prediction: "Prediction", model_bytes: int) -> dict[str, Any]:
         "noise_floor_how": floor.how if floor else None,
         "noise_floor_estimate": _estimate(floor) if drawn else None,
         "exact_rounds": prediction.exact_rounds,
-        "finite_time_rounds": finite_time_rounds(schedule.at(0)) if schedule.static else None,
+        "finite_time_rounds": finite,
+        "finite_time_serves": finite is not None and serves_finite_time(schedule.at(0)),
         "model_bytes": model_bytes,
         "bytes_per_round": _whole(linked.shares * model_bytes),
         "busiest_peer_bytes_per_round": _whole(linked.busiest * model_bytes),
     }
-    return found | {"left_out": list(_left_out(found))}
+    return found | {"left_out": list(_left_out(found, prediction.exact_unknown))}
 
 
-def _note(name: str) -> str:
-    """What a ready file says of itself."""
-    import msgspec
-    import networkx as nx
-
-    from p2pfl.topology_files import ready_folder
-
-    for path in ready_folder().glob(f"{name}.*"):
-        if path.suffix == ".toml":
-            return str(msgspec.toml.decode(path.read_bytes()).get("note", ""))
-        if path.suffix == ".graphml":
-            return str(nx.read_graphml(path).graph.get("note", ""))
-    return ""
-
-
-def _left_out(found: dict[str, Any]) -> Iterable[str]:
+def _left_out(found: dict[str, Any], exact_unknown: bool) -> Iterable[str]:
     """What is null because it would take too long, not because there is none."""
     if found["spectral_gap"] is None:
         yield "spectral_gap"
@@ -237,6 +225,8 @@ def _left_out(found: dict[str, Any]) -> Iterable[str]:
         yield "effective_neighbors"
     if found["diameter"] is None and found["period"] and not stuck:
         yield "diameter"
+    if exact_unknown:
+        yield "exact_rounds"
     if found["finite_time_rounds"] is None and found["period"] == 1 and not found["directed"] and not stuck:
         yield "finite_time_rounds"
 
@@ -310,7 +300,8 @@ def _print(found: dict[str, Any], prediction: "Prediction", model_bytes: int, co
     table.add_row("effective neighbors", f"{at}{' by Monte Carlo' if simulated else ''}")
     table.add_row("noise floor", _floor_in_words(found))
     exact, finite = found["exact_rounds"], found["finite_time_rounds"]
-    never = "never" + (f" (after {finite} with --mixing finite-time)" if finite else "")
+    never = "unknown: too many peers to multiply out" if "exact_rounds" in found["left_out"] else "never"
+    never += f" (after {finite} with --mixing finite-time)" if found["finite_time_serves"] else ""
     table.add_row("exact consensus", never if exact is None else f"after {exact} round{'s' * (exact != 1)}")
     busiest = options.megabytes(round(found["busiest_peer_bytes_per_round"]))
     cost = f"{options.megabytes(round(found['bytes_per_round']))} sent by all, {busiest} by the busiest peer"

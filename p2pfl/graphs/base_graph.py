@@ -21,7 +21,7 @@ def base_rounds(nodes: int, k: int, name: str) -> tuple[Topology, ...]:
     """The topologies of one pass; after it every node holds the average of all.
 
     Where the number of nodes has factors up to k + 1, the simple construction runs within as many equal parts, then
-    like is averaged with like across them; if that takes no fewer rounds, the simple construction alone is taken.
+    like is averaged with like across them; if that takes more rounds, the simple construction alone is taken.
     """
     everyone = np.arange(nodes)
     smooth, rest = _split(nodes, k)
@@ -29,20 +29,23 @@ def base_rounds(nodes: int, k: int, name: str) -> tuple[Topology, ...]:
     if smooth > 1 and rest > 1:
         parts = everyone.reshape(smooth, rest)
         both = [*_simple(parts, k), *_hyper_hypercube(parts.T, k)]
-        rounds = both if len(both) < len(rounds) else rounds
+        rounds = both if len(both) <= len(rounds) else rounds
     return tuple(Topology.of_links(name, nodes, *links) for links in rounds)
 
 
 def _hyper_hypercube(parts: Ints, k: int) -> list[_Links]:
-    """Average along one axis a round: each part is laid out as a box whose sides are at most k + 1."""
+    """Average along one axis a round: each part is laid out as a box whose sides are at most k + 1.
+
+    The shortest side comes first, along neighboring numbers.
+    """
     rounds = []
-    before = 1
+    stride = 1
     for side in _factors(parts.shape[1], k):
-        box = parts.reshape(len(parts), before, side, -1)
+        box = parts.reshape(len(parts), -1, side, stride)
         first, second = np.triu_indices(side, 1)
         pairs = np.stack([box[:, :, first].ravel(), box[:, :, second].ravel()], axis=1)
         rounds.append((pairs, np.full(len(pairs), 1 / side)))
-        before *= side
+        stride *= side
     return rounds
 
 
@@ -65,7 +68,7 @@ def _simple(parts: Ints, k: int) -> list[_Links]:
         links: list[_Links] = []
         exchange = round - start  # the digit whose nodes the smaller digits' nodes take in
         if 0 <= exchange < last:
-            smaller = np.concatenate(groups[exchange + 1 :], axis=1)
+            smaller = np.concatenate(groups[:exchange:-1], axis=1)
             links.extend(_exchange(groups[exchange], digits[exchange][0], smaller, k))
         for at in range(len(digits)):
             # Once agreed, averaging again changes nothing, and while learning it mixes what is new.
@@ -78,13 +81,13 @@ def _simple(parts: Ints, k: int) -> list[_Links]:
 
 
 def _exchange(group: Ints, count: int, smaller: Ints, k: int) -> list[_Links]:
-    """Link each smaller digit's node with one of every block of the digit; [parts, …] both."""
+    """Link each smaller digit's node with one of every block of the digit, the last first; [parts, …] both."""
     blocks = group.reshape(len(group), count, -1)
-    taken = blocks[:, :, : smaller.shape[1]]
+    taken = blocks[:, :, ::-1][:, :, : smaller.shape[1]]
     pairs = np.stack([taken.ravel(), np.repeat(smaller[:, np.newaxis], count, axis=1).ravel()], axis=1)
     links = [(pairs, np.full(len(pairs), group.shape[1] / (group.shape[1] + smaller.shape[1]) / count))]
     # The digit's other nodes have agreed already: averaging among them only mixes what was learned since.
-    left = blocks[:, :, smaller.shape[1] :].swapaxes(1, 2).reshape(len(group), -1)
+    left = blocks[:, :, : -smaller.shape[1]].reshape(len(group), -1)
     full = left.shape[1] // (k + 1) * (k + 1)
     for among in (left[:, :full].reshape(-1, k + 1), left[:, full:]):
         links.extend(_hyper_hypercube(among, k) if among.size else [])
@@ -122,10 +125,10 @@ def _digits(number: int, k: int) -> list[tuple[int, int]]:
 
 @cache
 def _factors(number: int, k: int) -> tuple[int, ...]:
-    """The number as the fewest factors from 2 to k + 1; its prime factors must be no larger."""
+    """The number as the fewest factors from 2 to k + 1, the smallest first; its prime factors must be no larger."""
     if number == 1:
         return ()
     sides = [
         side for side in range(min(k + 1, number), 1, -1) if number % side == 0 and _split(number // side, k)[1] == 1
     ]
-    return min(((side, *_factors(number // side, k)) for side in sides), key=len)
+    return min((tuple(sorted((side, *_factors(number // side, k)))) for side in sides), key=len)

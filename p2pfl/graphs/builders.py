@@ -5,12 +5,16 @@ same topology again.
 """
 
 import math
+from itertools import count
 
-import networkx as nx
 import numpy as np
 
 from p2pfl.errors import TopologyError
+from p2pfl.graphs.draws import Draws, regular_pairs
 from p2pfl.graphs.topology import Ints, Topology, distinct
+
+_MOST_EDGES = 3 * 10**7  # of one round: some GB while it is built; the exponential graph of a million has 2·10^7
+_LONGEST_NUMBER = 18  # digits of a node: more fit no array
 
 
 def ring(nodes: int) -> Topology:
@@ -33,6 +37,7 @@ def star(nodes: int) -> Topology:
 
 def complete(nodes: int) -> Topology:
     """Every node linked with every other."""
+    require_edges("complete", nodes, nodes * (nodes - 1) // 2)
     return _undirected("complete", nodes, np.triu_indices(max(nodes, 0), 1))
 
 
@@ -83,12 +88,13 @@ def tree(nodes: int, k: int = 2) -> Topology:
     if k < 1:
         raise TopologyError(f"a tree with k={k} nodes below each cannot be: take k=1 (a chain) or more")
     below = _everyone(nodes)[1:]
-    return _undirected(f"tree:k={k}", nodes, ((below - 1) // k, below))
+    return _undirected(f"tree:k={k}", nodes, ((below - 1) // min(k, max(nodes, 1)), below))
 
 
 def barbell(nodes: int) -> Topology:
     """Two halves, all linked within, and one link between them; an odd node sits on that link."""
     half = max(nodes, 0) // 2
+    require_edges("barbell", nodes, half * half)
     first, second = np.triu_indices(half, 1)
     bridge = _everyone(nodes)[max(half - 1, 0) : nodes - half + 1]
     far = nodes - half
@@ -101,22 +107,17 @@ def random_regular(nodes: int, k: int = 4, seed: int = 0) -> Topology:
     Args:
         nodes: how many; times k it must be even.
         k: below `nodes`; more means faster mixing and more bytes.
-        seed: the same seed gives the same graph; an unconnected draw is followed by the next seed's.
+        seed: the same seed gives the same graph.
     """
     if nodes < 1:
         raise TopologyError(f"a random-regular of {nodes} peers cannot be: it needs at least 1")
     if not min(2, nodes - 1) <= k < nodes or nodes * k % 2:
         raise TopologyError(_no_regular(nodes, k))
     name = f"random-regular:k={k},seed={seed}"
-    dense = k > (nodes - 1) / 2  # networkx draws dense graphs for ever; the links left out are as random and quick
-    while True:
-        # All peers must draw one graph: tests/test_builders.py pins a draw, should networkx ever change its own.
-        graph = nx.random_regular_graph(nodes - 1 - k if dense else k, nodes, seed=seed)
-        if dense:
-            graph = nx.complement(graph)
-        if nx.is_connected(graph):
-            return Topology(name, nodes, tuple(graph.edges()))
-        seed += 1
+    require_edges("random-regular", nodes, nodes * k // 2)
+    draws = (Draws(seed, "random-regular", attempt) for attempt in count())
+    drawn = (Topology(name, nodes, regular_pairs(each, nodes, k)) for each in draws)
+    return next(topology for topology in drawn if topology.connected)
 
 
 def graph(
@@ -142,7 +143,7 @@ def graph(
     for edge in edges.split("/") if edges != "-" else []:
         pair, *numbers = edge.split(":")
         first, dash, second = pair.partition("-")
-        if not (dash and first.isascii() and first.isdigit() and second.isascii() and second.isdigit()):
+        if not (dash and _is_number(first) and _is_number(second)):
             raise TopologyError(f"{pair!r} is no edge: write edges as 0-1/1-2")
         try:
             weights.append([float(number) for number in numbers])
@@ -175,6 +176,10 @@ def _undirected(name: str, nodes: int, *links: tuple[Ints, Ints]) -> Topology:
     return Topology(name, nodes, np.stack([keys // max(nodes, 1), keys % max(nodes, 1)], axis=1))
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= _LONGEST_NUMBER
+
+
 def _everyone(nodes: int) -> Ints:
     return np.arange(max(nodes, 0))  # Topology itself refuses fewer than 1
 
@@ -186,6 +191,15 @@ def _joined(parts: list[Ints]) -> Ints:
 def hops(nodes: int) -> list[int]:
     """1, 2, 4, … below `nodes`: ⌈log2 nodes⌉ of them, without the rounding of a logarithm."""
     return [2**k for k in range((nodes - 1).bit_length())]
+
+
+def require_edges(name: str, nodes: int, edges: int) -> None:
+    """Refuse a round of more edges than memory is good for, before any is made: the spec may be another peer's."""
+    if edges > _MOST_EDGES:
+        raise TopologyError(
+            f"a {name} of {nodes} peers would have {edges:.3g} edges in a round, more than the {_MOST_EDGES:.0e} that "
+            "one machine holds: take fewer neighbors or fewer peers, or 'exponential' or 'base', whose edges are few"
+        )
 
 
 def require_power_of_two(name: str, nodes: int) -> None:

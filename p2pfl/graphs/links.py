@@ -3,6 +3,7 @@
 Of a schedule that repeats all rounds count; of one drawn anew each round the first 40 stand for the rest.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import dijkstra
 
 from p2pfl.graphs.schedule import Schedule
-from p2pfl.graphs.spectra import looks_the_same_everywhere, spectrum
+from p2pfl.graphs.spectra import distinct_values, looks_the_same_everywhere, spectrum
 from p2pfl.graphs.topology import Topology
 
 DRAWS = 40
@@ -18,7 +19,6 @@ _DENSE_NODES = 2048  # all eigenvalues of a Laplacian, and what weights it: `wei
 _MOST_STEPS = 2 * 10**9  # of a search from every node: some seconds
 _HEAP = 20  # steps that a node costs a search beyond its arcs
 _BLOCK = 256  # sources whose distances are held at once
-_APART = 1e-10  # of the largest: eigenvalues closer than this are one
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,20 @@ class Links:
 
 def links(schedule: Schedule) -> Links:
     """Count the links of a round; exact where the schedule repeats."""
-    rounds = _rounds(schedule)
-    received = np.concatenate([topology.degrees for topology in rounds])
-    sent = np.mean([topology.out_degrees for topology in rounds], axis=0)
-    return Links(
-        edges=float(np.mean([len(topology.pairs) for topology in rounds])),
-        degree_min=int(received.min()),
-        degree_max=int(received.max()),
-        shares=float(sent.sum()),
-        busiest=float(sent.max()),
-        directed=any(topology.directed for topology in rounds),
-    )
+    return counted(_rounds(schedule))
+
+
+def counted(topologies: Iterable[Topology]) -> Links:
+    """The links of these rounds, at least one, of the same nodes; each round is let go before the next."""
+    edges, fewest, most, directed, sent = [], [], [], False, np.zeros(1, dtype=np.int64)
+    for topology in topologies:
+        edges.append(len(topology.pairs))
+        fewest.append(int(topology.degrees.min()))
+        most.append(int(topology.degrees.max()))
+        sent = sent + topology.out_degrees
+        directed = directed or topology.directed
+    rounds = len(edges)
+    return Links(sum(edges) / rounds, min(fewest), max(most), sent.sum() / rounds, sent.max() / rounds, directed)
 
 
 def bytes_per_round(schedule: Schedule, model_bytes: int) -> float:
@@ -88,8 +91,9 @@ def diameter(schedule: Schedule) -> int | None:
 def finite_time_rounds(topology: Topology) -> int | None:
     """D, after how many rounds the weights `finite-time` (I − L/λ_k) reach the exact average on an undirected topology.
 
-    It is the number of distinct nonzero eigenvalues of the Laplacian, so exact but for eigenvalues closer than 1e-10 of
-    the largest. None if directed, in parts, or too large for all eigenvalues.
+    It is the number of distinct nonzero eigenvalues of the Laplacian, so exact but for eigenvalues closer than 1e-9 of
+    the largest. None if directed, in parts, or too large for all eigenvalues. Whether rounding lets the weighting be
+    used, `weighting.serves_finite_time` tells.
     """
     if topology.directed or not topology.connected:
         return None
@@ -101,9 +105,8 @@ def finite_time_rounds(topology: Topology) -> int | None:
     laplacian = csr_array(coo_array((values, places), shape=(nodes, nodes)))
     if nodes > _DENSE_NODES and not looks_the_same_everywhere(laplacian):
         return None
-    eigenvalues = np.sort(np.abs(spectrum(laplacian)))
-    return int((np.diff(eigenvalues) > _APART * eigenvalues[-1]).sum())
+    return len(distinct_values(np.sort(np.abs(spectrum(laplacian))))) - 1
 
 
-def _rounds(schedule: Schedule) -> list[Topology]:
-    return [schedule.at(round) for round in range(schedule.period or DRAWS)]
+def _rounds(schedule: Schedule) -> Iterator[Topology]:
+    return (schedule.at(round) for round in range(schedule.period or DRAWS))

@@ -45,7 +45,7 @@ def mixing_weights(topology: Topology, node: int) -> dict[int, float]:
         TopologyError: no such node, or directed, without weights, and of unequal degrees.
     """
     sources = topology.sources(node)
-    if topology.weights is not None:
+    if topology.link_weights is not None:
         return _with_self(node, topology.weights_on(node))
     if not topology.directed:
         return _with_self(node, metropolis(len(sources), {source: topology.degree(source) for source in sources}))

@@ -6,15 +6,15 @@ defaults, and add it to the table. Text from another peer may be built: nothing 
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
-from functools import lru_cache
 from typing import TypeVar
 
 import msgspec
 
 from p2pfl.errors import TopologyError
 from p2pfl.graphs import builders, random_graphs, schedules
-from p2pfl.graphs.schedule import Schedule
+from p2pfl.graphs.schedule import Schedule, kept
 from p2pfl.graphs.topology import Topology
 from p2pfl.spelling import Spelled, parse
 
@@ -71,18 +71,32 @@ def schedule(spec: str | Topology | Schedule, nodes: int, seed: int = 0) -> Sche
         return fitting(spec, nodes)
     if isinstance(spec, Topology):
         return Schedule.of(fitting(spec, nodes))
-    return _schedule(spec, nodes, seed)
+    return _schedule(nodes)(spec, nodes, seed)
 
 
-@lru_cache(maxsize=16)
-def _schedule(spec: str, nodes: int, seed: int) -> Schedule:
+def _new(spec: str, nodes: int, seed: int) -> Schedule:
     spelled = parse(spec)
     options = _options(spelled.name)
     values = read_options("topology", spelled, options)
     if "seed" in options:
         values.setdefault("seed", seed)
     built = _BUILDERS[spelled.name](nodes, **values)
-    return built if isinstance(built, Schedule) else Schedule.of(built)
+    made = built if isinstance(built, Schedule) else Schedule.of(built)
+    return replace(made, origin=(schedule, (made.name, nodes)))  # its name says all, the seed too
+
+
+_schedule = kept(_new)
+
+
+def options_of(spec: str) -> dict[str, object]:
+    """The options that the spec spells out, of a topology of any number of nodes: nothing is built.
+
+    Raises:
+        TopologyError: an unknown name or option, or a value of the wrong kind.
+        UsageError: the text is not of the form NAME or NAME:key=value,….
+    """
+    spelled = parse(spec)
+    return read_options("topology", spelled, _options(spelled.name))
 
 
 def read_options(what: str, spelled: Spelled, options: Mapping[str, inspect.Parameter]) -> dict[str, object]:

@@ -14,9 +14,13 @@ from scipy.sparse import csr_array
 from p2pfl.graphs.mixing import mixing_csr
 from p2pfl.graphs.schedule import Schedule
 from p2pfl.graphs.spectra import NOTHING, Dense, Matrix
+from p2pfl.graphs.topology import Topology
 
 _BATCHES = 20  # parts of a simulation whose spread gives the standard error
 _VALUES = 1 << 13  # noise values a round: channels beside each other that share the topologies drawn
+_LASTING = 5 * _BATCHES  # a part is as long as 5 times what a round's noise lasts, so that parts hardly know each other
+_OVERHEAD = 500  # nodes that a round costs beyond its own
+_MOST_WORK = 5 * 10**6  # rounds times nodes of a simulation: some 10 s
 _DOUBLINGS = 50  # 2^50 periods: what has not died away by then never will
 
 
@@ -65,16 +69,43 @@ def contraction_by_draws(schedule: Schedule, rounds: int | None = None) -> Estim
     """E[new V]/V for V = (1/n)Σ‖x_i − x̄‖², x̄ the mean before the round, over rounds and all directions of x alike.
 
     Draws that treat all nodes alike shrink every direction by this factor. For one round it is (‖W‖²_F − 1)/(n − 1), so
-    only the draws are random: where all have equal weights, as matchings, the standard error is 0.
+    only the draws are random: where all have equal weights, as matchings, the standard error is 0. Where the average
+    drifts, as in EL-Local, the new V still counts the way to the old mean, so it is more than the distance between the
+    nodes that is left.
 
     Args:
         rounds: that are drawn, at least 2. Default: 400, fewer of many nodes.
     """
     nodes = schedule.nodes
-    rounds = rounds or max(40, min(400, 40_000 // nodes))
-    squares = [float((mixing_csr(schedule.at(t)).data ** 2).sum()) for t in range(rounds)]
-    factors = (np.array(squares) - 1) / max(nodes - 1, 1)
-    return Estimate(float(factors.mean()), "monte carlo", float(factors.std(ddof=1) / math.sqrt(rounds)))
+    return mean_of([share_left(schedule.at(t)) for t in range(rounds or contraction_rounds(nodes))])
+
+
+def contraction_rounds(nodes: int) -> int:
+    """How many rounds tell the contraction unless told: 400, fewer of many nodes, whose draws differ less."""
+    return max(40, min(400, 40_000 // nodes))
+
+
+def share_left(topology: Topology) -> float:
+    """(‖W‖²_F − 1)/(n − 1): of V = (1/n)Σ‖x_i − x̄‖², over all directions of x alike, what one round leaves."""
+    return (float((mixing_csr(topology).data ** 2).sum()) - 1) / max(topology.nodes - 1, 1)
+
+
+def mean_of(draws: Sequence[float]) -> Estimate:
+    """The mean of at least 2 independent draws, with its standard error."""
+    return Estimate(float(np.mean(draws)), "monte carlo", float(np.std(draws, ddof=1) / math.sqrt(len(draws))))
+
+
+def rounds_to_simulate(nodes: int, contraction: float) -> int | None:
+    """How many rounds `simulate` needs of draws that contract so, each part well beyond what a round's noise lasts.
+
+    600, fewer of many nodes, at least 100 c / (1 − c), as the rounds after it that still know of a round's noise are
+    c / (1 − c). None where that would take minutes, or forever.
+    """
+    usual = _usual_rounds(nodes)
+    if contraction >= 1:
+        return None
+    needed = math.ceil(_LASTING * max(contraction, 0.0) / (1 - contraction))
+    return usual if needed <= usual else needed if needed * (nodes + _OVERHEAD) <= _MOST_WORK else None
 
 
 def simulate(
@@ -91,20 +122,23 @@ def simulate(
 
     Args:
         gammas: for the effective neighbors.
-        rounds: to average over; made a multiple of 20 and of the period. Default: 600, fewer of many nodes.
+        rounds: to average over; made a multiple of 20 and of the period. Default: 600, fewer of many nodes;
+            `rounds_to_simulate` tells how many slow draws need.
         burn_in: rounds before, until the start is forgotten. Default: a fifth of them.
         seed: of the noise.
     """
     nodes = schedule.nodes
     step = _BATCHES * (schedule.period or 1)
-    rounds = step * math.ceil((rounds or max(40, min(600, 40_000 // nodes))) / step)
+    rounds = step * math.ceil((rounds or _usual_rounds(nodes)) / step)
     burn_in = rounds // 5 if burn_in is None else burn_in
     generator = np.random.default_rng((seed, nodes))
     turns = [mixing_csr(schedule.at(t)) for t in range(schedule.period or 0)]
     decays = (1.0, *gammas)
     # From near the stationary state: that of draws which shrink all directions alike.
     first = turns[0] if turns else mixing_csr(schedule.at(0))
-    shrink = [min(_kept(first)[0] / max(nodes - 1, 1), 0.99) * decay for decay in decays]
+    # One of several turns may mix nearly nothing and say little of the others.
+    slowest = 0.99 if turns else 1 - 1e-6
+    shrink = [min(_kept(first)[0] / max(nodes - 1, 1), slowest) * decay for decay in decays]
     channels = math.ceil(_VALUES / nodes)
     noise = generator.standard_normal((nodes, channels))
     states = [_centered(noise) * math.sqrt(c / decay / (1 - c)) for c, decay in zip(shrink, decays, strict=True)]
@@ -128,6 +162,10 @@ def simulate(
         Estimate(floor[0], "monte carlo", floor[1]),
         {g: Estimate(1 / (1 - g) / v, "monte carlo", 1 / (1 - g) / v**2 * error) for g, (v, error) in alone},
     )
+
+
+def _usual_rounds(nodes: int) -> int:
+    return max(40, min(600, 40_000 // nodes))
 
 
 def _stationary(matrices: Sequence[Matrix], gamma: float, centered: bool) -> float:

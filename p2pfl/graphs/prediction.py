@@ -5,21 +5,26 @@ measured consensus distances with a rank correlation of .99.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 from scipy.sparse import csr_array
 
-from p2pfl.graphs.links import DRAWS
+from p2pfl.graphs.links import DRAWS, Links, counted, links
 from p2pfl.graphs.mixing import mixing_csr
 from p2pfl.graphs.noise import (
     Estimate,
     Simulated,
-    contraction_by_draws,
+    contraction_rounds,
     effective_neighbors_over,
+    mean_of,
     noise_floor_over,
+    rounds_to_simulate,
+    share_left,
     simulate,
 )
 from p2pfl.graphs.schedule import Schedule
@@ -32,17 +37,18 @@ from p2pfl.graphs.spectra import (
     Matrix,
     effective_neighbors_of,
     gap_of,
-    has_whole_spectrum,
     is_normal,
     looks_the_same_everywhere,
     noise_floor_of,
     singular_gap,
     spectral_gap,
-    spectrum,
+    whole_spectrum,
 )
+from p2pfl.graphs.topology import Topology
 
 GAMMAS = (0.9, 0.99)  # of the effective neighbors
 MIXED = 1e-3  # of its first length: what a distance to consensus has shrunk to after the mixing time
+_SURELY = 0.1  # an eigenvalue that rounding alone does not make of 0
 _LONGEST_WALK = 2000  # rounds of mixing time beyond which a simulation would take minutes
 
 
@@ -69,13 +75,37 @@ class Prediction:
     @cached_property
     def doubly_stochastic(self) -> bool:
         """Whether every node counts the same in every round, so that the network's average is preserved."""
-        return all(self.schedule.at(t).doubly_stochastic for t in range(self.schedule.period or DRAWS))
+        if self.schedule.period is None:
+            return self._drawn[2]
+        return all(self.schedule.at(t).doubly_stochastic for t in range(self.schedule.period))
+
+    @cached_property
+    def links(self) -> Links:
+        """What a round's links cost."""
+        return self._drawn[0] if self.schedule.period is None else links(self.schedule)
+
+    @cached_property
+    def _drawn(self) -> tuple[Links, Estimate, bool]:
+        """Links, contraction and whether doubly stochastic where drawn anew, each drawn once: it takes longest."""
+        even, shares = [], []
+
+        def seen() -> Iterator[Topology]:
+            for round in range(max(DRAWS, contraction_rounds(self.schedule.nodes))):
+                topology = self.schedule.at(round)
+                even.append(topology.doubly_stochastic)
+                shares.append(share_left(topology))
+                yield topology
+
+        rounds = seen()
+        found = counted(islice(rounds, DRAWS))
+        deque(rounds, maxlen=0)  # the rest tell the contraction alone
+        return found, mean_of(shares), all(even)
 
     @cached_property
     def eigenvalues(self) -> Eigenvalues | None:
         """All of the mixing matrix, of a period the product; None where drawn anew or too many nodes."""
         matrix = self._product
-        return spectrum(matrix) if matrix is not None and has_whole_spectrum(matrix) else None
+        return None if matrix is None else whole_spectrum(matrix)
 
     @cached_property
     def spectral_gap(self) -> float | None:
@@ -95,10 +125,11 @@ class Prediction:
         """E[new V]/V of V = (1/n)Σ‖x_i − x̄‖² in a round, x̄ the mean before it.
 
         Exact for what stays or repeats: of the worst direction, over a period the geometric mean. By draws where rounds
-        are drawn anew, over all directions: exact up to the draws, and their standard error.
+        are drawn anew, over all directions: exact up to the draws, and their standard error. Where the average drifts
+        the new V counts the way to the old mean too (EL-Local's nodes come nearer to each other than it says).
         """
         if self.schedule.period is None:
-            return contraction_by_draws(self.schedule)
+            return self._drawn[1]
         return None if self.singular_gap is None else Estimate((1 - self.singular_gap) ** 2, "exact")
 
     @cached_property
@@ -126,7 +157,7 @@ class Prediction:
 
     @cached_property
     def exact_rounds(self) -> int | None:
-        """Rounds after which all hold the exact average, whatever they began with; None for never."""
+        """Rounds after which all hold the exact average, whatever they began with; None for never, or not known."""
         if self.schedule.nodes == 1:
             return 0
         if self.schedule.settled_after is not None or self.schedule.period is None:
@@ -135,8 +166,21 @@ class Prediction:
             if self._vanishes:
                 return self._vanishes
             return 1 if self.singular_gap is not None and 1 - self.singular_gap <= NOTHING else None
-        exact = (round for round, norm in enumerate(self._passed or (), start=1) if norm <= NOTHING)
+        if self._passed is None:
+            return self._first_exact
+        exact = (round for round, norm in enumerate(self._passed, start=1) if norm <= NOTHING)
         return next(exact, None)
+
+    @cached_property
+    def exact_unknown(self) -> bool:
+        """Whether there may be exact consensus after all, though `exact_rounds` is None: too large to multiply out."""
+        period = self.schedule.period
+        if self.exact_rounds is not None or period is None or self._by_formula or self.schedule.nodes <= DENSE_NODES:
+            return False
+        if period == 1 and not self.doubly_stochastic:
+            return False
+        # An eigenvalue of the product other than 0 never dies away; where 0 is a multiple one, rounding makes it .04.
+        return self.spectral_gap is None or (1 - self.spectral_gap) ** period < _SURELY
 
     def effective_neighbors(self, gamma: float) -> Estimate | None:
         """How many peers' noise each model effectively averages, at most the number of nodes."""
@@ -186,6 +230,19 @@ class Prediction:
         return product
 
     @cached_property
+    def _first_exact(self) -> int | None:
+        """The round of a first period after which the product is the exact average, where it can be multiplied out."""
+        mean = 1 / self.schedule.nodes
+        if self._product is None or len(self._turns) < 2 or np.abs(self._product - mean).max() > NOTHING:
+            return None
+        product = np.eye(self.schedule.nodes)
+        for round, matrix in enumerate(self._turns, start=1):
+            product = np.asarray(matrix @ product)
+            if np.abs(product - mean).max() <= NOTHING:
+                return round
+        return None
+
+    @cached_property
     def _passed(self) -> list[float] | None:
         """‖(I − J) W_t … W_0‖₂ after each round of a first period, or a number as far above `MIXED`."""
         if self.schedule.nodes > DENSE_NODES:
@@ -221,11 +278,10 @@ class Prediction:
     @cached_property
     def _by_formula(self) -> bool:
         matrix = self._product
-        if self.schedule.period != 1 or matrix is None or not has_whole_spectrum(matrix):
+        if self.schedule.period != 1 or matrix is None or self.eigenvalues is None:
             return False
         # Products of large matrices only where they are needed: what looks the same everywhere is normal.
-        symmetric = self.eigenvalues is not None and not np.iscomplexobj(self.eigenvalues)
-        normal = symmetric or looks_the_same_everywhere(matrix) or is_normal(matrix)
+        normal = not np.iscomplexobj(self.eigenvalues) or looks_the_same_everywhere(matrix) or is_normal(matrix)
         return normal and self.doubly_stochastic
 
     @property
@@ -234,13 +290,16 @@ class Prediction:
 
     @property
     def _walkable(self) -> bool:
-        return self.schedule.period is None or (self.mixing_time or math.inf) <= _LONGEST_WALK
+        if self.schedule.period is None:
+            return self._walk[0] is not None
+        return (self.mixing_time or math.inf) <= _LONGEST_WALK
 
     @property
     def _walk(self) -> tuple[int | None, int | None]:
-        """Rounds to simulate and to let pass before; the defaults where each draw mixes at once."""
+        """Rounds to simulate and to let pass before; None, None where rounds drawn anew would take too many."""
         if self.schedule.period is None:
-            return None, None
+            rounds = rounds_to_simulate(self.schedule.nodes, self._drawn[1].value)
+            return rounds, rounds and rounds // 5
         slow = max(self.mixing_time or 0, 10)
         return 10 * slow, 2 * slow
 

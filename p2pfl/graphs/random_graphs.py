@@ -7,6 +7,7 @@ from itertools import count, islice
 import numpy as np
 
 from p2pfl.errors import TopologyError
+from p2pfl.graphs.builders import require_edges
 from p2pfl.graphs.draws import Draws
 from p2pfl.graphs.topology import Ints, Topology
 
@@ -34,6 +35,7 @@ def erdos_renyi(nodes: int, p: float | None = None, seed: int = 0) -> Topology:
     )
     if p * nodes < 1 and nodes > _FEW:  # half as many edges as a tree has
         raise hopeless
+    require_edges("erdos-renyi", nodes, int(p * nodes * (nodes - 1) / 2))
     name = f"erdos-renyi:p={p},seed={seed}"
     draws = _connected(name, nodes, lambda attempt: _each_with(nodes, p, Draws(seed, "erdos-renyi", attempt)))
     drawn = next(filter(None, islice(draws, _ATTEMPTS)), None)
@@ -62,6 +64,7 @@ def small_world(nodes: int, k: int = 4, p: float = 0.1, seed: int = 0) -> Topolo
         )
     if not 0 <= p <= 1:
         raise TopologyError(f"small-world cannot rewire with probability p={p}: take p between 0 and 1")
+    require_edges("small-world", nodes, nodes * k // 2)
     name = f"small-world:k={k},p={p},seed={seed}"
     draws = _connected(name, nodes, lambda attempt: _rewired(nodes, k, p, Draws(seed, "small-world", attempt)))
     return next(filter(None, draws))  # at worst, k=2 and p=1, about one in √n is connected
@@ -84,6 +87,7 @@ def barabasi_albert(nodes: int, m: int = 2, seed: int = 0) -> Topology:
         raise TopologyError(
             f"there is no barabasi-albert of {nodes} peers with m={m}: m must be at least 1 and below the peers; {mend}"
         )
+    require_edges("barabasi-albert", nodes, m * (nodes - m))
     draws = Draws(seed, "barabasi-albert")
     pairs = [(0, leaf) for leaf in range(1, m + 1)]
     ends = [end for pair in pairs for end in pair]  # as often as it has links
@@ -106,7 +110,7 @@ def equi_static(nodes: int, m: int | None = None, directed: bool = False, seed: 
 
     Args:
         nodes: how many.
-        m: shifts; more means faster mixing, whatever the number of nodes, and more bytes.
+        m: shifts, at most as many as nodes; more means faster mixing, whatever their number, and more bytes.
         directed: each node receives from at most m others, else from at most 2 m.
         seed: the same seed gives the same graph.
 
@@ -116,6 +120,12 @@ def equi_static(nodes: int, m: int | None = None, directed: bool = False, seed: 
     m = max(1, (nodes - 1).bit_length()) if m is None else m
     if m < 1:
         raise TopologyError(f"an equi-static of m={m} shifts links nobody: take m=1 or more")
+    if m > nodes >= 1:
+        raise TopologyError(
+            f"an equi-static of {nodes} peers has no use for m={m} shifts, as there are no more than the peers: take "
+            f"m={max(1, nodes - 1)} or fewer"
+        )
+    require_edges("equi-static", nodes, nodes * m)
     name = f"equi-static:m={m},directed={str(directed).lower()},seed={seed}"
     if nodes <= 1:
         return Topology(name, nodes, (), directed)

@@ -58,6 +58,8 @@ def base(nodes: int, k: int = 1) -> Schedule:
     name = f"base:k={k}"
     if nodes <= 1:
         return _alone(name, nodes) or Schedule.of(Topology(name, nodes, ()))
+    k = min(k, nodes - 1)  # more link no further, and the construction counts up to k
+    builders.require_edges("base", nodes, nodes * k // 2)
     rounds = base_graph.base_rounds(nodes, k, name)
     return Schedule(name, nodes, len(rounds), rounds.__getitem__, len(rounds))
 
@@ -89,6 +91,7 @@ def epidemic_oracle(nodes: int, s: int | None = None, seed: int = 0) -> Schedule
             f"there is no epidemic-oracle of {nodes} peers with s={s}: s must be below the peers and peers times s "
             f"even; take {near}"
         )
+    builders.require_edges("epidemic-oracle", nodes, nodes * s // 2)
     name = f"epidemic-oracle:s={s},seed={seed}"
 
     def draw(round: int) -> Topology:
@@ -111,6 +114,7 @@ def epidemic_local(nodes: int, s: int | None = None, seed: int = 0) -> Schedule:
             f"there is no epidemic-local of {nodes} peers with s={s}: each sends to 1 to {nodes - 1} others; "
             f"take s={_about_log(nodes)}"
         )
+    builders.require_edges("epidemic-local", nodes, nodes * s)
     name = f"epidemic-local:s={s},seed={seed}"
 
     def draw(round: int) -> Topology:
@@ -165,6 +169,7 @@ def moshpit(nodes: int, dims: int = 2) -> Schedule:
     side = 1
     while side**dims < nodes:
         side += 1
+    builders.require_edges("moshpit", nodes, nodes * (side - 1) // 2)
     full = next(axis for axis in range(dims) if side ** (axis + 1) >= nodes)  # axes below the last one that is in use
     exact = full + 1 if nodes % side**full == 0 else None
 
@@ -228,7 +233,8 @@ def in_turn(name: str, rounds: Sequence[Topology]) -> Schedule:
         raise TopologyError(
             f"the rounds of the cycle together are not connected but leave parts of {sizes} nodes: link them"
         )
-    return Schedule(name, nodes, len(rounds), tuple(rounds).__getitem__, None).settled()
+    rounds = tuple(rounds)
+    return Schedule(name, nodes, len(rounds), rounds.__getitem__, None, (in_turn, (name, rounds))).settled()
 
 
 def _paired(candidates: list[list[int]]) -> list[list[int]]:

@@ -15,6 +15,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigs, eigsh
 
 from p2pfl.errors import TopologyError
+from p2pfl.graphs.topology import Ints
 
 Dense: TypeAlias = npt.NDArray[np.float64]
 Matrix: TypeAlias = Dense | csr_array  # [nodes, nodes]
@@ -24,6 +25,7 @@ SYMMETRIC_NODES = 4096  # all eigenvalues of a symmetric matrix up to here: 4 s
 DENSE_NODES = 1024  # the same, and matrix equations, for any other matrix: a second or two
 NOTHING = 1e-12  # what rounding leaves of 0: below it a product of mixing matrices is the exact average
 _SUMS = 1e-9  # how far rows and columns may be from 1
+_ONE = 1e-9  # of the largest: eigenvalues closer than this are one
 _SAME = 1e-14  # relative, between weights that rounding alone sets apart
 
 
@@ -48,7 +50,16 @@ def spectrum(matrix: Matrix) -> Eigenvalues:
 
     Takes any square matrix, a Laplacian too. Without the Fourier transform it takes nodes² memory and nodes³ time.
     """
+    return _ordered(matrix, _by_translation(matrix))
+
+
+def whole_spectrum(matrix: Matrix) -> Eigenvalues | None:
+    """As `spectrum`, None where that takes more than seconds."""
     transformed = _by_translation(matrix)
+    return None if transformed is None and matrix.shape[0] > _dense_up_to(matrix) else _ordered(matrix, transformed)
+
+
+def _ordered(matrix: Matrix, transformed: npt.NDArray[np.complex128] | None) -> Eigenvalues:
     if transformed is None:
         if is_symmetric(matrix):
             return np.asarray(np.linalg.eigvalsh(_dense(matrix))[::-1])
@@ -158,6 +169,12 @@ def gap_of(eigenvalues: Eigenvalues) -> float:
     return 1 - float(np.abs(beside_consensus(eigenvalues)).max(initial=0))
 
 
+def distinct_values(eigenvalues: Dense) -> list[float]:
+    """The different ones among ascending eigenvalues; those closer than 1e-9 of the largest are one, at their mean."""
+    apart = np.diff(eigenvalues) > _ONE * eigenvalues[-1]
+    return [float(np.mean(same)) for same in np.split(eigenvalues, np.flatnonzero(apart) + 1)]
+
+
 def beside_consensus(eigenvalues: Eigenvalues) -> Eigenvalues:
     """All eigenvalues but the one that keeps the average, which is 1."""
     others = np.ones(len(eigenvalues), dtype=np.bool_)
@@ -186,23 +203,41 @@ def _by_translation(matrix: Matrix) -> npt.NDArray[np.complex128] | None:
     Tried are nodes in a circle, in rows and columns that close into circles, and as corners of a hypercube.
     """
     nodes = matrix.shape[0]
-    sparse = csr_array(matrix, copy=True)
-    sparse.eliminate_zeros()
-    sparse.sort_indices()
+    sparse = csr_array(matrix)
+    if (sparse.data == 0).any():
+        sparse = csr_array(matrix, copy=True)
+        sparse.eliminate_zeros()
+    if not sparse.has_sorted_indices:
+        sparse = sparse.sorted_indices()
     entries = np.diff(sparse.indptr)
     if entries.min() != entries.max():
         return None
-    rows = np.repeat(np.arange(nodes), entries)
+    each = int(entries[0])
+    columns, values = sparse.indices.reshape(nodes, each), sparse.data.reshape(nodes, each)
+    few = np.unique([0, 1 % nodes, nodes // 5, nodes // 3, nodes // 2, nodes - 1])  # nearly all shapes fail with these
     for shape in _shapes(nodes):
-        there, here = np.unravel_index(sparse.indices, shape), np.unravel_index(rows, shape)
-        way = tuple((a - b) % size for a, b, size in zip(there, here, shape, strict=True))
+        if not _translated(columns[few], values[few], few, shape):
+            continue
+        first = np.unravel_index(columns[0], shape)
         kernel = np.zeros(shape)
-        first = slice(0, int(entries[0]))
-        kernel[tuple(axis[first] for axis in way)] = sparse.data[first]
-        if np.allclose(kernel[way], sparse.data, rtol=_SAME, atol=_SAME) and (sparse.data != 0).all():
+        kernel[first] = values[0]
+        here = np.unravel_index(np.repeat(np.arange(nodes), each), shape)
+        way = tuple(
+            (a - b) % size for a, b, size in zip(np.unravel_index(sparse.indices, shape), here, shape, strict=True)
+        )
+        if np.allclose(kernel[way], sparse.data, rtol=_SAME, atol=_SAME):
             # A row of W times a wave: the inverse direction of the transform, which for real weights is its conjugate.
             return np.asarray(np.fft.fftn(kernel).conj().ravel())
     return None
+
+
+def _translated(columns: Ints, values: Dense, rows: Ints, shape: tuple[int, ...]) -> bool:
+    """Whether these rows hold the same values at the same ways from themselves; columns and values are [rows, each]."""
+    pairs = zip(np.unravel_index(columns, shape), np.unravel_index(rows, shape), shape, strict=True)
+    ways = np.ravel_multi_index(tuple((there - here[:, np.newaxis]) % size for there, here, size in pairs), shape)
+    order = np.argsort(ways, axis=1)
+    ways, values = np.take_along_axis(ways, order, axis=1), np.take_along_axis(values, order, axis=1)
+    return bool((ways == ways[0]).all() and np.allclose(values, values[0], rtol=_SAME, atol=_SAME))
 
 
 def _shapes(nodes: int) -> Iterator[tuple[int, ...]]:

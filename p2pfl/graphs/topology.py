@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from operator import index
-from typing import Self, TypeAlias, TypeVar
+from typing import Any, Self, TypeAlias, TypeVar
 
 import networkx as nx
 import numpy as np
@@ -214,7 +214,12 @@ class Topology:
         Negative weights count as any other.
         """
         if self._places is None or self._values is None:
-            return self.regular if self.directed else True
+            if self.regular or not self.directed:
+                return True
+            # Of unequal degrees they may come out even by chance.
+            received = 1 / (1 + self.degrees)
+            sent = np.bincount(self.links[:, 1], received[self.links[:, 0]], minlength=self.nodes)
+            return self.drifting and bool((np.abs(received + sent - 1) <= SUM_TOLERANCE).all())
         columns = np.bincount(self._places[:, 1], weights=self._values, minlength=self.nodes)
         return bool((np.abs(columns - 1) <= SUM_TOLERANCE).all())
 
@@ -304,11 +309,33 @@ class Topology:
 
     def _whole(self, nodes: Iterable[int]) -> list[int]:
         # One that is too large for an array is out of range as well.
-        return [node if abs(node) < 1 << 62 else self._position(node) for node in map(index, nodes)]
+        try:
+            return [node if abs(node) < 1 << 62 else self._position(node) for node in map(index, nodes)]
+        except TypeError as error:
+            raise TopologyError(f"topology {self.name!r} names a node that is no whole number: {error}") from error
+
+    def _integral(self, places: npt.NDArray[Any], what: str) -> Ints:
+        """Whole numbers as such; a fraction, NaN or infinity is no node."""
+        if np.issubdtype(places.dtype, np.integer):
+            return places.astype(np.int64)
+        if not np.issubdtype(places.dtype, np.floating):
+            raise TopologyError(f"the {what} of topology {self.name!r} are an array of {places.dtype}: give integers")
+        # 2^53: from there on a float is not one integer.
+        wrong = ~(np.abs(places) < 2.0**53) | (np.mod(places, 1) != 0)
+        if wrong.any():
+            raise TopologyError(
+                f"the {what} of topology {self.name!r} name a node {places[wrong][0]:g}: nodes are whole numbers"
+            )
+        return places.astype(np.int64)
 
     def _checked_pairs(self, edges: Iterable[tuple[int, int]] | Ints) -> Ints:
-        if isinstance(edges, np.ndarray) and np.issubdtype(edges.dtype, np.integer):
-            pairs = edges.astype(np.int64).reshape(-1, 2)
+        if isinstance(edges, np.ndarray):
+            if edges.size and (edges.ndim != 2 or edges.shape[1] != 2):
+                turned = "; turn an edge_index [2, edges] around, as edge_index.T" if edges.shape[0] == 2 else ""
+                raise TopologyError(
+                    f"the edges of topology {self.name!r} are an array {list(edges.shape)}, not [edges, 2]{turned}"
+                )
+            pairs = self._integral(edges, "edges").reshape(-1, 2)
         else:
             pairs = np.array([self._whole((i, j)) for i, j in edges], dtype=np.int64).reshape(-1, 2)
         self._in_range(pairs)
@@ -328,8 +355,10 @@ class Topology:
     def _checked_weights(self, weights: Iterable[tuple[int, int, float]] | Floats) -> tuple[Ints, Floats]:
         wrong = f"the weights of topology {self.name!r} "
         if isinstance(weights, np.ndarray):
+            if weights.size and (weights.ndim != 2 or weights.shape[1] != 3):
+                raise TopologyError(f"{wrong}are an array {list(weights.shape)}, not [weights, 3]")
             table = weights.astype(np.float64).reshape(-1, 3)
-            places, values = table[:, :2].astype(np.int64), table[:, 2]
+            places, values = self._integral(table[:, :2], "weights"), table[:, 2]
         else:
             rows = [(self._whole((i, j)), float(weight)) for i, j, weight in weights]
             places = np.array([place for place, _ in rows], dtype=np.int64).reshape(-1, 2)

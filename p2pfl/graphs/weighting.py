@@ -6,20 +6,20 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
-from functools import lru_cache
 
 import numpy as np
 
 from p2pfl.errors import TopologyError
 from p2pfl.graphs.mixing import mixing_csr
 from p2pfl.graphs.named import read_options
-from p2pfl.graphs.schedule import Schedule
+from p2pfl.graphs.schedule import Schedule, kept
+from p2pfl.graphs.spectra import distinct_values
 from p2pfl.graphs.topology import Floats, Topology
 from p2pfl.spelling import parse
 
 _MOST = 2048  # nodes whose eigenvalues are computed, densely: seconds
-_SAME = 1e-9  # eigenvalues nearer than this part of the largest are one
 _EXACT = 1e-6  # of the models: as far as rounding may leave finite-time from the average
 _LOOKED_AT = 4  # rounds of a schedule without a period that `drift_warning` looks at
 
@@ -31,7 +31,7 @@ def weighted(schedule: Schedule, mixing: str) -> Schedule:
         TopologyError: there is no such weighting, or it does not fit the schedule.
         UsageError: the text is not of the form NAME or NAME:key=value,….
     """
-    return schedule if mixing == "auto" else _weighted(schedule, mixing)
+    return schedule if mixing == "auto" else _weighted(schedule.nodes)(schedule, mixing)
 
 
 def drift_warning(schedule: Schedule) -> str:
@@ -69,7 +69,9 @@ def max_degree(schedule: Schedule) -> Schedule:
     """
 
     def weigh(topology: Topology) -> Topology:
-        if not np.array_equal(topology.degrees, topology.out_degrees):
+        # A draw that may drift is refused at once, though by chance its first round may be even.
+        chance = schedule.period is None and topology.drifting
+        if chance or not np.array_equal(topology.degrees, topology.out_degrees):
             raise TopologyError(
                 f"weighting 'max-degree' would let the average drift on {topology.name!r}, where some nodes send more "
                 "than they receive: take 'uniform', which says so, or an undirected topology"
@@ -111,6 +113,12 @@ def best_constant(schedule: Schedule) -> Schedule:
     Source: Xiao and Boyd, "Fast linear iterations for distributed averaging", 2004, section 4.1.
     """
 
+    if schedule.period is None:
+        raise TopologyError(
+            f"weighting 'best-constant' needs every round connected, and {schedule.name!r} draws each anew, so one to "
+            "come may not be: take 'auto', or a topology that stays or repeats"
+        )
+
     def weigh(topology: Topology) -> Topology:
         eigenvalues = _laplacian_eigenvalues(topology, "best-constant")
         return _constant(topology, 2 / (eigenvalues[1] + eigenvalues[-1]) if topology.nodes > 1 else 0.0)
@@ -134,10 +142,8 @@ def finite_time(schedule: Schedule) -> Schedule:
     topology = schedule.at(0)
     if topology.nodes == 1:
         return schedule
-    eigenvalues = _laplacian_eigenvalues(topology, "finite-time")
-    apart = np.diff(eigenvalues[1:]) > _SAME * eigenvalues[-1]
-    distinct = [float(np.mean(same)) for same in np.split(eigenvalues[1:], np.flatnonzero(apart) + 1)]
-    order = leja(distinct)
+    # The first is 0, and apart from the rest as the topology is connected.
+    order = leja(distinct_values(_laplacian_eigenvalues(topology, "finite-time")[1:]))
     off = _rounding(order)
     if off > _EXACT:
         raise TopologyError(
@@ -146,6 +152,15 @@ def finite_time(schedule: Schedule) -> Schedule:
         )
     rounds = tuple(_constant(topology, 1 / eigenvalue) for eigenvalue in order)
     return Schedule(schedule.name, schedule.nodes, len(rounds), rounds.__getitem__, len(rounds))
+
+
+def serves_finite_time(topology: Topology) -> bool:
+    """Whether `finite-time` takes the topology: undirected, connected, not too large, and rounding spares it."""
+    try:
+        finite_time(Schedule.of(topology))
+    except TopologyError:
+        return False
+    return True
 
 
 def leja(points: list[float]) -> list[float]:
@@ -185,8 +200,7 @@ _WEIGHTINGS: Mapping[str, Callable[..., Schedule]] = {
 WEIGHTINGS = tuple(_WEIGHTINGS)
 
 
-@lru_cache(maxsize=16)
-def _weighted(schedule: Schedule, mixing: str) -> Schedule:
+def _new(schedule: Schedule, mixing: str) -> Schedule:
     spelled = parse(mixing)
     if spelled.name not in _WEIGHTINGS:
         near = get_close_matches(spelled.name.lower(), WEIGHTINGS, n=1)
@@ -194,7 +208,10 @@ def _weighted(schedule: Schedule, mixing: str) -> Schedule:
         raise TopologyError(f"there is no weighting {spelled.name!r}{meant} there are: {', '.join(WEIGHTINGS)}")
     options = dict(list(inspect.signature(_WEIGHTINGS[spelled.name]).parameters.items())[1:])  # without the schedule
     values = read_options("weighting", spelled, options)
-    return _WEIGHTINGS[spelled.name](schedule, **values)
+    return replace(_WEIGHTINGS[spelled.name](schedule, **values), origin=(weighted, (schedule, mixing)))
+
+
+_weighted = kept(_new)
 
 
 def _each_round(schedule: Schedule, weigh: Callable[[Topology], Topology]) -> Schedule:

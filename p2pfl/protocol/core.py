@@ -271,6 +271,8 @@ class PeerCore:
         if peer is None:
             return []
         self._lobby.lost(peer)
+        self._progress.forget(peer)
+        self._course.forget(peer)
         rumor = self._gossip.rumor_of(peer)
         effects = self._learn((rumor,), peer, now) if rumor is not None else []
         self._gossip.suspect(peer, now)

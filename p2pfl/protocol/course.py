@@ -30,6 +30,7 @@ from p2pfl.protocol.messages import (
     Status,
     Update,
 )
+from p2pfl.protocol.neighborhood import without_form
 from p2pfl.protocol.participant import Done, Effect, Emit, Fetch, Fetched, Prepare, Prepared
 from p2pfl.protocol.progress import Progress, change_round
 from p2pfl.protocol.rounds import SynchronousRound
@@ -113,6 +114,10 @@ class Course:
             case Prepare():
                 return [decision]
             case Beginning(running, beginners):
+                assert self._lobby.prepared is not None  # the lobby begins with it
+                text = without_form(self._lobby.prepared.rules, len(beginners), running.start)
+                if text:
+                    return self.fail(text)
                 members = tuple(
                     self._table.change(m.peer, state="member", since=running.start)
                     for m in present
@@ -128,6 +133,13 @@ class Course:
         """The model is there."""
         if not self._lobby.built(prepared):
             return []
+        if self._lobby.running is None:
+            text = without_form(prepared.rules, prepared.rules.min_peers, prepared.round)
+            if text and prepared.settings == self._contacts.asked_by(self._id):
+                return self.fail(text)
+            if text:  # others had a say in it, and may yet go: this peer only does not begin so
+                self._lobby.set_aside()
+                return [Emit(Warned(peer=self._id, text=text))]
         effects = [effect for peer, data in self._lobby.data_of.items() for effect in self.told_of_data(peer, data)]
         if self._lobby.running is not None:
             return effects + self._enter(now)
@@ -170,6 +182,7 @@ class Course:
             self._contacts.send,
             lambda peer: self._gossip.may_answer(peer, self.round),
             lambda peer: self._contacts.send(peer, Update(self._table.told())),
+            self._table.may_take_part,
         )
         for peer, told in self._progress.told_so_far:
             self.rounds.heard(peer, told)
@@ -282,8 +295,15 @@ class Course:
         """A share of somebody's round; word of the beginning may come later than a neighbor's first."""
         if self.rounds is not None and self.state != "joining":
             return self.rounds.offered(peer, offer, now)
-        self._early.hold(peer, offer)
+        if self._table.may_take_part(peer, offer.round):
+            self._early.hold(peer, offer)
         return []
+
+    def forget(self, peer: PeerId) -> None:
+        """There is no connection to a peer any more: what it told of itself is forgotten."""
+        self._early.forget(peer)
+        if self.rounds is not None:
+            self.rounds.forget(peer)
 
     def _begin(self, round: int, vector: Vector, now: float) -> list[Effect]:
         assert self.rounds is not None  # _enter made it

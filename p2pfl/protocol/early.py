@@ -27,10 +27,9 @@ class EarlyOffers:
         self._of = {peer: held for peer, held in later.items() if held}
         return due
 
-    def latest(self, peer: PeerId) -> int | None:
-        """The latest round that a peer has offered."""
-        held = self._of.get(peer)
-        return max(held) if held else None
+    def forget(self, peer: PeerId) -> None:
+        """There is no connection to a peer any more: on the next one it offers again what is still of use."""
+        self._of.pop(peer, None)
 
     def counts(self) -> Mapping[PeerId, int]:
         """How many are kept of each peer."""

@@ -118,6 +118,10 @@ class Lobby:
         self.prepared = prepared
         return True
 
+    def set_aside(self) -> None:
+        """No run can begin with the settings wanted: wait for others."""
+        self.prepared = None
+
     def let_go(self) -> None:
         """The run has begun with the model: it need not be kept here too."""
         if self.prepared is not None:

@@ -122,6 +122,13 @@ class Table:
             tuple(m for m in self if m.since is not None and m.since <= round and (m.until is None or round < m.until))
         )
 
+    def may_take_part(self, peer: PeerId, round: int) -> bool:
+        """Whether a peer is a member of that round; of one in the lobby, word of its beginning may be under way."""
+        record = self._records.get(peer)
+        if record is None or record.since is None:
+            return record is not None and record.state == "lobby"
+        return record.since <= round and (record.until is None or round < record.until)
+
     def select(self, wanted: Callable[[Member], bool]) -> list[Member]:
         """The records of a kind, by seat."""
         return [member for member in self if wanted(member)]

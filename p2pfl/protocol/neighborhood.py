@@ -11,9 +11,25 @@ from p2pfl.graphs.mixing import mixing_weights
 from p2pfl.graphs.topology import Topology
 from p2pfl.graphs.weighting import drift_warning
 from p2pfl.protocol.membership import View
+from p2pfl.protocol.messages import MAX_MEMBERS
 from p2pfl.protocol.participant import Rules
 from p2pfl.protocol.served import AHEAD
 from p2pfl.types import PeerId
+
+
+def without_form(rules: Rules, nodes: int, round: int) -> str:
+    """Why a run cannot begin in a round with so many members, for the person to read; empty where it can.
+
+    Later on members come and go and cannot be chosen; whoever begins with what cannot be has asked for it.
+    """
+    if nodes > MAX_MEMBERS:
+        return ""  # so many never come together, and nothing is built for them
+    try:
+        mixing_weights(rules.topology(nodes, round), 0)
+    except UsageError as error:
+        peers = "1 peer" if nodes == 1 else f"{nodes} peers"
+        return f"what was asked for cannot begin with {peers}: {error}; choose --topology, --mixing or --min-peers anew"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,9 @@ def budget_s(
     return typical if slow else None
 
 
-def next_round(number: int, targets: Callable[[int], Sequence[PeerId]], round_of: Callable[[PeerId], int]) -> int:
+def next_round(
+    number: int, targets: Callable[[int], Sequence[PeerId]], round_of: Callable[[PeerId], int], furthest: int
+) -> int:
     """The round after `number` that is of use: the first of whose share at least half of those it is for have need.
 
     Nobody is past a round for which it needs a share from here, unless it waited in vain: where all are in good order
@@ -54,7 +56,9 @@ def next_round(number: int, targets: Callable[[int], Sequence[PeerId]], round_of
 
     Args:
         targets: to whom the share of a round goes.
-        round_of: the latest round in which a peer is known to be, having no need of shares of earlier ones.
+        round_of: the latest round in which a peer says it is, having no need of shares of earlier ones.
+        furthest: the latest round that is believed: a lie costs a few rounds, and who is further behind than that
+            catches up in several steps.
     """
     late_for: dict[PeerId, int] = {}
     for round in range(number + 1, number + 1 + _LOOKED_AHEAD):
@@ -63,7 +67,7 @@ def next_round(number: int, targets: Callable[[int], Sequence[PeerId]], round_of
         if 2 * len(past) <= len(receivers) and (receivers or not late_for):
             return round
         late_for |= {peer: round_of(peer) for peer in past}
-    return max(number + 1 + _LOOKED_AHEAD, median_low(late_for.values()))
+    return min(max(number + 1 + _LOOKED_AHEAD, median_low(late_for.values())), furthest)
 
 
 class Recent:

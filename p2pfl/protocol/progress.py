@@ -30,6 +30,11 @@ class Progress:
         """A peer has a share of this round, so it is no earlier."""
         self._round_of[peer] = max(self.round_of(peer), round)
 
+    def forget(self, peer: PeerId) -> None:
+        """There is no connection to a peer any more; on the next one it tells its round first."""
+        self._round_of.pop(peer, None)
+        self._done.discard(peer)
+
     def done(self, peer: PeerId) -> None:
         """A peer needs nothing more."""
         self._done.add(peer)
@@ -48,11 +53,20 @@ class Progress:
         return all(peer in self._done for peer in peers)
 
 
-def change_round(known: Sequence[int], own: int, *, joining: bool) -> int:
-    """The first round for which a change of view announced now can hold everywhere.
+def furthest(own: int, others: int) -> int:
+    """The latest round in which another member is believed to be, whatever it says.
 
-    Members are at most as many rounds apart as there are of them, or a few more where few of them change neighbors:
-    what is told beyond is not believed.
+    Members are at most as many rounds apart as there are of them, or a few more where few of them change neighbors.
+
+    Args:
+        own: the round of this peer.
+        others: how many other members there are.
+    """
+    return own + max(others + 1, 2 * AHEAD)
+
+
+def change_round(known: Sequence[int], own: int, *, joining: bool) -> int:
+    """The first round for which a change of view announced now can hold everywhere, as far as others are believed.
 
     Args:
         known: the rounds of the members that can be reached.
@@ -61,4 +75,4 @@ def change_round(known: Sequence[int], own: int, *, joining: bool) -> int:
     if joining and known:
         own = median_low(known)
     latest = max((*known, own))
-    return min(min(latest, own + max(len(known) + 1, 2 * AHEAD)) + ROUNDS_AHEAD, MAX_ROUND)
+    return min(min(latest, furthest(own, len(known))) + ROUNDS_AHEAD, MAX_ROUND)

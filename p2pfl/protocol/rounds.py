@@ -45,6 +45,7 @@ from p2pfl.protocol.participant import (
     Train,
     Trained,
 )
+from p2pfl.protocol.progress import furthest
 from p2pfl.protocol.served import AHEAD, Served
 from p2pfl.types import PeerId
 
@@ -65,7 +66,17 @@ class SynchronousRound:
         send: Callable[[PeerId, Message], list[Effect]],
         reachable: Callable[[PeerId], bool],
         views_differ: Callable[[PeerId], list[Effect]],
+        takes_part: Callable[[PeerId, int], bool] = lambda peer, round: True,
     ) -> None:
+        """Not begun yet.
+
+        Args:
+            view: the members of a round, as far as known.
+            send: a message to a peer, if there is a connection.
+            reachable: whether a peer is worth waiting for.
+            views_differ: what to do about a neighbor that has another view of the round.
+            takes_part: whether a peer may be a member of a round to come: of others no offer is kept.
+        """
         self._me = me
         self._instance = instance
         self._prepared = replace(prepared, vector=None)
@@ -74,6 +85,7 @@ class SynchronousRound:
         self._send = send
         self._reachable = reachable
         self._views_differ = views_differ
+        self._takes_part = takes_part
         self._current: Gathering | None = None
         self.model = prepared.vector  # with which the current round began
         self._early = EarlyOffers()
@@ -87,6 +99,7 @@ class SynchronousRound:
         self._own_full_s: float | None = None  # for all the steps that the recipe asks for
         self._round_s: deque[float] = deque(maxlen=AHEAD)
         self._heard: dict[PeerId, int] = {}
+        self._ahead: dict[PeerId, int] = {}  # the latest round offered before its time, until its peer tells another
         self._left_behind: set[PeerId] = set()  # was waited for in vain, and is until it catches up
         self._snapshots_wanted: dict[PeerId, int] = {}
         self._neighborhood = Neighborhood(me, prepared.rules)
@@ -226,7 +239,14 @@ class SynchronousRound:
     def heard(self, peer: PeerId, round: int) -> None:
         """A peer tells its round; what it had to offer for earlier ones it has offered before."""
         self._heard[peer] = round
+        self._ahead.pop(peer, None)
         self._passed(peer, round)
+
+    def forget(self, peer: PeerId) -> None:
+        """There is no connection to a peer any more; on the next one it says anew where it is, and what it offers."""
+        for known in (self._heard, self._ahead, self._snapshots_wanted):
+            known.pop(peer, None)
+        self._early.forget(peer)
 
     def _passed(self, peer: PeerId, round: int) -> None:
         self._served.passed(peer, round)
@@ -242,9 +262,13 @@ class SynchronousRound:
             return self._refuse(peer, offer, "late")
         if current is None or offer.round > current.number:
             reason = mismatch(offer, self._prepared)
+            if not reason and not self._takes_part(peer, offer.round):
+                reason = "foreign"
             if reason:
                 return self._refuse(peer, offer, reason)
-            self._early.hold(peer, offer)
+            if offer.round <= self._furthest():
+                self._early.hold(peer, offer)
+            self._ahead[peer] = max(self._ahead.get(peer, 0), offer.round)
             self._passed(peer, offer.round)
             return self.advance(now)
         reason = current.objection(peer, offer, self._prepared)
@@ -323,7 +347,10 @@ class SynchronousRound:
         effects: list[Effect] = [Emit(finished)]
         self._round_s.append(now - current.began)
         following = next_round(
-            current.number, lambda round: self._neighborhood.at(current.view, round).targets, self._round_of
+            current.number,
+            lambda round: self._neighborhood.at(current.view, round).targets,
+            self._round_of,
+            self._furthest(),
         )
         if following > current.number + 1:
             effects.append(Emit(RoundsSkipped(peer=self._me, after=current.number, next=following)))
@@ -382,7 +409,12 @@ class SynchronousRound:
 
     def _round_of(self, peer: PeerId) -> int:
         """The latest round in which a peer is known to be."""
-        return max(self._heard.get(peer, 0), self._early.latest(peer) or 0)
+        return max(self._heard.get(peer, 0), self._ahead.get(peer, 0))
+
+    def _furthest(self) -> int:
+        """The latest round in which another is believed to be."""
+        view = self._current.view if self._current is not None else self._view(self.round)
+        return furthest(self.round, len(view) - 1)
 
     def _deadline(self, current: Gathering) -> float:
         parties = 1 + sum(self._reachable(peer) for peer in current.sources)

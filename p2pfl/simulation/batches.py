@@ -53,7 +53,7 @@ class Gatherer:
     def __init__(self, examples: Examples, most: int, dtype: torch.dtype, device: torch.device) -> None:
         """Prepare for up to `most` examples at once, of `dtype` on `device`."""
         self.most = most
-        self._inputs = examples.inputs.view(len(examples), -1)
+        self._inputs = examples.inputs.reshape(len(examples), -1)
         self._raw = torch.empty(most, self._inputs.shape[1], dtype=self._inputs.dtype)
         self._dtype, self._device = dtype, device
         self._plain = dtype == torch.float32 and device.type == "cpu"

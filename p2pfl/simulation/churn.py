@@ -3,7 +3,8 @@
 `crash@3.5=4;leave@7=2+3;join@9=17` says that peer 4 crashes after 3.5 seconds, 2 and 3 leave in good order after 7, and
 17 joins after 9. A peer whose first event is `join` is not there at the beginning; one that crashed or left comes back
 by it. `crash:rate=.01` lets every peer crash once, after an exponential time of 1/.01 seconds on average, `leave:rate=`
-likewise; `join:rate=2,peers=8` keeps the last 8 peers out, of whom one joins every half second on average.
+likewise; `join:rate=2,peers=8` keeps the last 8 peers out, of whom one joins every half second on average. A crash or
+leave that is drawn for a time at which its peer has never been there yet is passed over.
 """
 
 import math
@@ -42,8 +43,15 @@ def parse_churn(text: str, names: Sequence[str], seed: int) -> tuple[Change, ...
         RecipeError: text that is not of the form, a peer that does not exist, or events that contradict each other.
     """
     changes: list[Change] = []
+    chances: list[Change] = []  # crashes and leaves by rate, which ask nobody whether the peer is there
     for item in filter(None, (part.strip() for part in text.split(";"))):
-        changes += _events(item, names) if "@" in item else _drawn(item, names, seed)
+        found = _events(item, names) if "@" in item else _drawn(item, names, seed)
+        by_chance = "@" not in item and any(change.kind != "join" for change in found)
+        (chances if by_chance else changes).extend(found)
+    changes.sort()
+    late = absent_at_first(changes)
+    first = {change.peer: change.time_s for change in reversed(changes) if change.peer in late}
+    changes += [change for change in chances if change.time_s > first.get(change.peer, -math.inf)]
     changes.sort()
     _check(changes, names)
     return tuple(changes)

@@ -68,11 +68,17 @@ class EventEngine:
 
         Raises:
             TrainingError: a loss or a model is not finite.
-            RecipeError: a setting of the world that cannot be.
+            RecipeError: a setting of the world that cannot be, or churn in a run that goes on: a checkpoint knows
+                neither what time it was nor who was there.
             ModelError, DataError: a model or examples that no live peer could take.
         """
         recipe = problem.recipe
         world = World(recipe, problem.names)
+        if begin.round and world.churn:
+            raise RecipeError(
+                f"a run with churn cannot go on from round {begin.round}: who comes and goes would do so anew; "
+                "run it from its beginning, into another folder"
+            )
         trainer = _trainer(problem, keeper)
         work = Deferred(trainer, problem.peers, isinstance(trainer, Together))
         vectors = _initial(problem, trainer) if begin.vectors is None else begin.vectors.to(trainer.layout.torch_dtype)
@@ -81,7 +87,7 @@ class EventEngine:
         peers = Peers(problem, world, clock, work, layout, vectors.unbind(0), begin.round, everything)
         reports = RoundReports(work, trainer, peers.index, vectors, layout.framed_bytes, self._sink)
         peers.tell = reports.event
-        peers.tell_mixed = reports.mixed
+        peers.tell_mixed, peers.tell_sent = reports.mixed, reports.sent
         done = begin.round
 
         def over() -> bool:
@@ -102,8 +108,7 @@ class EventEngine:
             peers.begin()
             ComingsAndGoings(peers, clock, recipe.rounds).plan(world.churn)
             clock.run(over)
-            if not over() and done < recipe.rounds:
-                keeper.warn(f"after {clock.now:g} virtual seconds nobody is left: the run ends after {done} rounds")
+            ended = not over() and done < recipe.rounds
         peers.finish()
         reports.release(end=True)
         facts = {
@@ -111,6 +116,9 @@ class EventEngine:
             "things_that_happened": clock.happened,
             "trained": "together" if isinstance(trainer, Together) else "one by one",
         }
+        if ended:
+            facts["ended"] = f"nobody was left after round {done}"
+            keeper.warn(f"after {clock.now:g} virtual seconds nobody is left: the run ends after {done} rounds")
         return Ending(reports.vectors, done, dict(reports.failures), facts)
 
 

@@ -5,6 +5,7 @@ otherwise stays within 1e-6 after a round in float32, and 1e-10 after twenty in 
 is lost: for time, loss and churn there is the event engine.
 """
 
+import threading
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -19,16 +20,18 @@ from p2pfl.layout import Layout, layout_of
 from p2pfl.learning.learner import GENERATOR, choose_device
 from p2pfl.simulation.batches import steps_of
 from p2pfl.simulation.engine import Begin, Ending, Keeper, RoundReport
+from p2pfl.simulation.mixing_rows import column_width
 from p2pfl.simulation.problem import Problem
 from p2pfl.simulation.station import FIGURES, Station
 from p2pfl.simulation.steppers import PATHS, best_path, diverged
 from p2pfl.simulation.workers import Task, Workers, can_fork, cores, one_thread, shared
 
 _PIECES = 8  # tasks a worker gets in a phase, so that none waits long for the slowest
-_STEP_S = {"dense": 3e-5, "vectorized": 2e-4, "learners": 3e-4}  # a step's calls, about
+_STEP_S = {"stacked": 2e-5, "dense": 3e-5, "vectorized": 2e-4, "learners": 3e-4}  # a step's calls, about
 _FLOPS = 5e10  # a core's, about
 _WORTH_S = 0.03  # work of a round that is worth being handed out
 _WORTH_ALL_S = 0.5  # and of the run
+_RUNS = threading.RLock()  # runs set the threads of the whole process: one at a time
 
 
 class MatrixEngine:
@@ -62,28 +65,30 @@ class MatrixEngine:
             TrainingError: a loss is not finite, or a worker process died.
             ModelError, TopologyError: what cannot be averaged.
         """
-        # Held while workers are forked: in a child, a lock that another thread holds stays locked for ever.
-        with GENERATOR, one_thread():
+        with _RUNS, one_thread():
             return self._run(problem, keeper, begin)
 
     def _run(self, problem: Problem, keeper: Keeper, begin: Begin) -> Ending:
         recipe = problem.recipe
         device = torch.device(choose_device(recipe.device))
         dtype = torch.float64 if recipe.dtype == "float64" else torch.float32
-        module = problem.build().to(dtype)
-        layout = layout_of(module)
-        path, why = (self._path, "") if self._path is not None else best_path(problem, dtype, device)
-        if path == "learners" and why:
-            keeper.warn(f"the model is trained peer by peer, which is slower: {why}")
         steps = np.array([steps_of(recipe, len(part)) for part in problem.parts], dtype=np.int64)
-        workers = 1 if device.type != "cpu" else _workers(problem, path, layout, int(steps.sum()))
-        sides = _sides(problem, layout, begin, workers, device)
-        mean = _zeros((layout.size,), dtype, workers, device)
-        figures = _zeros((problem.peers, len(FIGURES)), torch.float64, workers, torch.device("cpu"))
-        at_once = max(1, problem.peers // (_PIECES * workers))
-        station = Station(problem, path, sides, mean, figures, at_once)
-        station.prepare(begin.round)
-        with Workers(station.methods, workers) as crew:
+        # Modules draw as they are built. And in a forked child, a lock that another thread held stays locked for ever.
+        with GENERATOR:
+            module = problem.build().to(dtype)
+            layout = layout_of(module)
+            path, why = (self._path, "") if self._path is not None else best_path(problem, dtype, device)
+            if path == "learners" and why:
+                keeper.warn(f"the model is trained peer by peer, which is slower: {why}")
+            workers = 1 if device.type != "cpu" else _workers(problem, path, layout, int(steps.sum()))
+            sides = _sides(problem, layout, begin, workers, device)
+            mean = _zeros((layout.size,), dtype, workers, device)
+            figures = _zeros((problem.peers, len(FIGURES)), torch.float64, workers, torch.device("cpu"))
+            at_once = max(1, problem.peers // (_PIECES * workers))
+            station = Station(problem, path, sides, mean, figures, at_once)
+            station.prepare(begin.round)
+            working = Workers(station.methods, workers)
+        with working as crew:
             rounds = _Rounds(problem, keeper, crew, station, sides, figures, layout, steps, path)
             side, done = rounds.run(begin.round)
         facts = {"path": path, "path_is": PATHS[path], "why": why, "workers": workers, "device": str(device)}
@@ -110,7 +115,9 @@ class _Rounds:
         self._blocks = len(station.blocks)
         self._settled = path == "learners"  # a learner stays with the worker that made it
         self._rows = _pieces(problem.peers, _PIECES * crew.count if crew.count > 1 else 1)
-        self._columns = _pieces(layout.size, 2 * crew.count if crew.count > 1 else 1)
+        width = column_width(problem.peers)
+        blocks = _pieces(-(-layout.size // width), 2 * crew.count if crew.count > 1 else 1)
+        self._columns = [(low * width, min(high * width, layout.size)) for low, high in blocks]
         self._shares = _Shares(problem, layout)
 
     def run(self, begin: int) -> tuple[int, int]:
@@ -122,10 +129,10 @@ class _Rounds:
             begun = time.perf_counter()
             side = self._exchange(round, self._train(round, side))
             done = round + 1
-            last = done == recipe.rounds
+            last = self._keeper.stopped or done == recipe.rounds
             evaluated = self._problem.test is not None and (last or done % recipe.evaluate_every == 0)
             self._report(round, side, begun, evaluated)
-            if self._keeper.stopped:
+            if last:
                 break
         return side, done
 
@@ -214,7 +221,7 @@ def _workers(problem: Problem, path: str, layout: Layout, steps: int) -> int:
     asked = problem.recipe.workers
     most = min(asked or cores(), problem.peers)
     # Where autograd has started threads for a GPU, a forked process cannot use it.
-    if most == 1 or not can_fork() or (path != "dense" and torch.cuda.is_available()):
+    if most == 1 or not can_fork() or (path not in ("dense", "stacked") and torch.cuda.is_available()):
         return 1
     if asked:
         return most

@@ -48,6 +48,7 @@ class Peers:
         gone: the round from which one that was noticed to be gone is back, infinite while it is not.
         past: rounds that nobody is in any more.
         tell, tell_mixed, snapshot: who is told of events, of whose shares were mixed in, and of a newcomer's model.
+        tell_sent: who is told by whom, and in which round, a body was put on the wire, whatever became of it.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Peers:
         self.tell: Callable[[RunEvent, float], None] = lambda event, now: None
         self.snapshot: Callable[[SimulatedPeer, Offer, Vector | str], None] = lambda peer, offer, found: None
         self.tell_mixed: Callable[[int, int, tuple[PeerId, ...]], None] = lambda round, peer, parties: None
+        self.tell_sent: Callable[[int, int], None] = lambda round, peer: None
 
     @property
     def members(self) -> list[SimulatedPeer]:
@@ -301,6 +303,8 @@ class Peers:
     def _fetched(self, peer: SimulatedPeer, owner: SimulatedPeer, offer: Offer, asked_at: float) -> None:
         now = self._clock.now
         found = owner.end_upload(offer, asked_at, now)
+        if not isinstance(found, str) or found == "broken off":
+            self.tell_sent(offer.round, owner.index)
         if not peer.here or offer.token not in peer.fetching:
             return
         peer.fetching.discard(offer.token)

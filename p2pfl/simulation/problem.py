@@ -25,7 +25,7 @@ class Problem:
         build: a new module with the initial weights, the same each time it is called.
         loss: (outputs, targets) -> scalar mean; None takes the learner's own choice by task.
         names: of the peers, for the files of the run.
-        optimum: the lowest loss there is, where it is known.
+        optimum: the lowest loss there is, where it is known and all peers have as many examples.
     """
 
     recipe: Recipe

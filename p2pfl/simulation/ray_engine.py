@@ -180,8 +180,9 @@ class _Rounds:
             distances = self._crew.column([distance for distance, _ in mixed]) if mixed else None
             mix_s = self._crew.column([seconds for _, seconds in mixed]) if mixed else np.zeros(len(losses))
             done = round + 1
-            self._report(round, begun, losses, train_s, distances, mix_s)
-            if self._keeper.stopped:
+            last = self._keeper.stopped or done == recipe.rounds
+            self._report(round, last, begun, losses, train_s, distances, mix_s)
+            if last:
                 break
         return done
 
@@ -219,7 +220,14 @@ class _Rounds:
         self._exchanges[phase] = exchange
 
     def _report(
-        self, round: int, begun: float, losses: Floats, train_s: Floats, distances: Floats | None, mix_s: Floats
+        self,
+        round: int,
+        last: bool,
+        begun: float,
+        losses: Floats,
+        train_s: Floats,
+        distances: Floats | None,
+        mix_s: Floats,
     ) -> None:
         crew, peers, recipe = self._crew, self._problem.peers, self._problem.recipe
         mean = (np.sum(crew.get(crew.all("total")), axis=0) / peers).astype(self._layout.dtype)
@@ -227,9 +235,7 @@ class _Rounds:
         if recipe.algorithm == "fedavg":
             crew.get(crew.all("level", held))
         apart = float(sum(crew.get(crew.all("apart", held))))
-        evaluated = self._problem.test is not None and (
-            round + 1 == recipe.rounds or (round + 1) % recipe.evaluate_every == 0
-        )
+        evaluated = self._problem.test is not None and (last or (round + 1) % recipe.evaluate_every == 0)
         test_loss = test_accuracy = mean_loss = mean_accuracy = None
         if evaluated:
             of_mean, each = crew.actors[0].evaluate_mean.remote(held), crew.all("evaluate")

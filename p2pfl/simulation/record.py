@@ -16,6 +16,7 @@ import torch
 
 from p2pfl.events import Finished, RunEvent, Started, Warned
 from p2pfl.layout import Layout
+from p2pfl.learning.by_name import metrics_of
 from p2pfl.recipe import to_toml
 from p2pfl.simulation import checkpoints
 from p2pfl.simulation.engine import RoundReport
@@ -120,6 +121,8 @@ class Record:
         self._first_s = 0.0  # seconds of the first round
         self._saved = self._began
         self._save_took = 0.0
+        self._contents_written = False
+        self._seen: dict[str, int | float | None] | None = None  # the last round in which accuracies were measured
 
     def open(self, begin: int = 0, steps: npt.NDArray[np.int64] | None = None, simulated_s: float = 0.0) -> None:
         """Make the folder and its files, or open those of a run that goes on.
@@ -141,6 +144,7 @@ class Record:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         checkpoints.cut_back(self.folder, begin)
+        self.extra = _extra_of(self.folder / "metrics.csv")
         with ExitStack() as opened:
             for name in _TABLES:
                 file = (self.folder / name).open("a", encoding="utf-8", newline="")
@@ -162,13 +166,16 @@ class Record:
             report = replace(report, simulated_time_s=report.simulated_time_s + self._simulated_s)
         self._steps += np.where(report.present, report.steps, 0)
         if self.extra is None:
-            self.extra = tuple(sorted(report.metrics))
+            # By the data, too: the first report may be of a round without evaluation.
+            self.extra = tuple(sorted({*metrics_of(self.problem.data), *report.metrics}))
         self.last = report
         if report.evaluated:
             self.last_evaluated = report
         cells = columns(report, self._steps)
         self.metrics.append((cells, self._names[report.present]))
         self.rounds.append(round_cells(report))
+        if self.rounds[-1]["test_accuracy"] is not None:
+            self._seen = self.rounds[-1]
         if self.edges and np.array_equal(self.edges[-1][1], report.arcs):
             self.edges.append((report.round, self.edges[-1][1], report.share_bytes))  # one copy, however many rounds
         else:
@@ -195,6 +202,9 @@ class Record:
         begun = time.monotonic()
         try:
             self.flush()
+            if not self._contents_written:
+                checkpoints.write_contents(self.folder, checkpoints.contents_of(self.problem))
+                self._contents_written = True
             checkpoints.write(self.folder, self.problem.recipe, self._layout, round, vectors)
         except OSError as error:
             self._give_up(error)
@@ -224,6 +234,8 @@ class Record:
         """Write an event to events.jsonl."""
         if self._events is None:
             return
+        if self._simulated_s and event.peer != SIMULATION:
+            event = msgspec.structs.replace(event, time_s=event.time_s + self._simulated_s)
         try:
             self._events.write(msgspec.json.encode(event).decode() + "\n")
         except OSError as error:
@@ -285,7 +297,7 @@ class Record:
     def _moment(self) -> Moment:
         rounds, done = self.problem.recipe.rounds, len(self.rounds)
         now = self.rounds[-1]
-        seen = next((cells for cells in reversed(self.rounds) if cells["test_accuracy"] is not None), now)
+        seen = self._seen or now
         elapsed = self.elapsed_s
         left = rounds - self.first_round - done
         return Moment(
@@ -318,6 +330,15 @@ class Record:
             except OSError:
                 continue  # what could not be written cannot be flushed either
         self.warn(f"the files in {self.folder} end here: {error}; the run goes on")
+
+
+def _extra_of(path: Path) -> tuple[str, ...] | None:
+    """The columns behind those of every run, in the tables of a run that goes on; None where nothing is written yet."""
+    if not path.exists():
+        return None
+    with path.open(encoding="utf-8", newline="") as file:
+        head = next(csv.reader(file), [])
+    return tuple(head[len(METRICS) :]) if head else None
 
 
 def _quoted(name: str) -> str:

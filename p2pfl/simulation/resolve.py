@@ -81,7 +81,8 @@ def resolve(
     build = _builder(recipe, data, model)
     build()  # what cannot be built is told before anything runs
     recipe = msgspec.structs.replace(recipe, topology=_spelled_out(recipe, topology))
-    quadratics = _is_quadratic(recipe)
+    # Peers average as equals, and the test loss is over samples: with uneven sizes their lowest points lie apart.
+    known = _is_quadratic(recipe) and loss is None and len({len(part) for part in parts}) == 1
     return Problem(
         recipe,
         data,
@@ -91,7 +92,7 @@ def resolve(
         build,
         loss or quadratic.loss_of(recipe.data),
         tuple(map(str, range(len(parts)))) if recipe.algorithm != "pooled" else ("pooled",),
-        quadratic.lowest_loss(_targets(data)[partition.together(parts)]) if quadratics and loss is None else None,
+        quadratic.lowest_loss(_targets(data)[partition.together(parts)]) if known else None,
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from p2pfl.events import RoundFinished, RunEvent, ShareRejected, Sink
 from p2pfl.learning.learner import Evaluation
 from p2pfl.simulation.deferred import Deferred, Trainer
-from p2pfl.simulation.engine import Floats, RoundReport
+from p2pfl.simulation.engine import Counts, Floats, RoundReport
 from p2pfl.types import PeerId
 
 
@@ -44,6 +44,7 @@ class RoundReports:
         self._sink = sink
         self._finished: dict[int, dict[int, tuple[RoundFinished, float]]] = {}  # round -> peer
         self._parties: dict[int, dict[int, tuple[PeerId, ...]]] = {}  # whose shares a peer mixed in
+        self._uploads: dict[int, Counts] = {}  # round -> bodies that each peer sent
         self._queue: deque[RunEvent] = deque()
         self._whole: dict[tuple[PeerId, int], RoundFinished] = {}  # with the numbers that came later
         self._since = time.perf_counter()
@@ -62,6 +63,10 @@ class RoundReports:
     def mixed(self, round: int, peer: int, parties: tuple[PeerId, ...]) -> None:
         """Note whose shares a peer took in."""
         self._parties.setdefault(round, {})[peer] = parties
+
+    def sent(self, round: int, peer: int) -> None:
+        """Note that a peer sent a body: it costs its bytes whether it arrives or not, and every time it is fetched."""
+        self._uploads.setdefault(round, np.zeros(len(self._index), dtype=np.int64))[peer] += 1
 
     def close(self, round: int, evaluate: bool, mean: Callable[[torch.Tensor], Evaluation]) -> RoundReport:
         """Do the round's work and report it.
@@ -90,7 +95,10 @@ class RoundReports:
         found = dict(zip(peers, self._trainer.evaluate(peers, models), strict=True)) if evaluate else {}
         arcs = [(self._index[other], peer) for peer in peers for other in parties.get(peer, ())]
         links = np.array(arcs, dtype=np.int64).reshape(-1, 2)
-        sent, received = (np.bincount(links[:, end], minlength=len(there)) * self._share_bytes for end in (0, 1))
+        received = np.bincount(links[:, 1], minlength=len(there)) * self._share_bytes
+        # What was fetched of earlier rounds after they were over counts here.
+        over = [number for number in self._uploads if number <= round]
+        sent = sum((self._uploads.pop(number) for number in over), np.zeros_like(received)) * self._share_bytes
 
         def figures(of: Callable[[RoundFinished, float], float]) -> Floats:
             values = np.full(len(there), np.nan)

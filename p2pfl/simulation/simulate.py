@@ -31,8 +31,10 @@ from p2pfl.simulation.engines import WORLD, choose
 from p2pfl.simulation.problem import Problem
 from p2pfl.simulation.record import Moment, Record
 from p2pfl.simulation.resolve import OWN, resolve
+from p2pfl.simulation.run_lock import held
 from p2pfl.simulation.simulated_run import SimulatedRun
 from p2pfl.simulation.summary import reference_figures, summary_of
+from p2pfl.sinks import write_summary
 from p2pfl.types import Setting
 
 Reference = Literal["alone", "pooled", "fedavg"]
@@ -111,19 +113,22 @@ def simulate(
     if folder is not None and not resume and (folder / "events.jsonl").exists():
         raise UsageError(f"{folder} holds a run already; give another out, or resume to go on with it")
     records: list[Record] = []
+    references = list(dict.fromkeys(references))
     # Who can ask to stop hears Ctrl-C itself.
     with nullcontext() if stopped is not None else _interrupts(records, say):
-        run = _run(problem, plan, records)
+        run = _ended(problem, plan, records, references) or _run(problem, plan, records)
         others = {} if records[0].stopped else _references(problem, references, plan, records, run.summary)
     return _with_references(run, others)
 
 
 def recipe_with(recipe: Recipe | Mapping[str, Setting] | str | Path | None, settings: Mapping[str, Setting]) -> Recipe:
-    """The recipe, or a file's, with these settings over its own. Raises RecipeError."""
+    """The recipe, or a file's, with these settings over its own. Raises RecipeError, UsageError."""
     if isinstance(recipe, str | Path):
         recipe = read_recipe(Path(recipe))
     if isinstance(recipe, Recipe):
         recipe = msgspec.structs.asdict(recipe)
+    if settings.get("steps") and "epochs" in settings:
+        raise UsageError("epochs and steps: steps stand instead of epochs; give one of them")
     if "epochs" in settings and "steps" not in settings:
         settings = {**settings, "steps": 0}  # or the recipe's own steps would stand over what is asked for
     return run_recipe_of({**(recipe or {}), **settings})
@@ -164,16 +169,7 @@ def _run(problem: Problem, plan: _Plan, records: list[Record]) -> SimulatedRun:
     """One problem, from its beginning or its checkpoint to its files."""
     layout = layout_of(problem.build())
     begin, steps, before = _where_to_begin(problem, plan, layout)
-    record = Record(
-        problem,
-        layout,
-        folder=plan.folder,
-        name=plan.reference,
-        progress=plan.progress,
-        warn=plan.say,
-        stopped=plan.stopped,
-        checkpointed=not plan.reference,
-    )
+    record = _record(problem, plan, layout)
     told = plan.folder is not None and problem.peers * problem.recipe.rounds <= _TOLD
     if plan.engine is not None:
         engine, name, why = plan.engine, type(plan.engine).__name__, "given"
@@ -184,26 +180,32 @@ def _run(problem: Problem, plan: _Plan, records: list[Record]) -> SimulatedRun:
         engine, name, why = choose(problem, sink=record.take if told else None, address=plan.address)
     if plan.say is not None and not plan.reference:
         plan.say(f"engine {name}: {why}")
-    records.append(record)
-    try:
-        record.open(begin.round, steps, before.get("simulated_s") or 0.0)
-    except OSError as error:
-        raise UsageError(f"the folder {plan.folder} cannot be written to: {error.strerror}; give another") from error
-    if name == "event" and plan.folder is not None and not told:
-        record.warn(f"events.jsonl has beginning and end only: the events of more than {_TOLD:,} rounds would fill it")
-    reason = ""
-    try:
-        ending = engine.run(problem, record, begin)
-        reason = "rounds" if ending.round >= problem.recipe.rounds else "stopped"
-    finally:
-        record.close(reason)
-    summary = summary_of(problem, record, ending, layout, engine=name, why=why, before=before)
-    run = SimulatedRun(problem, summary, ending.vectors, layout, plan.folder, record)
-    _write_models(run, plan)
-    _write_summary(run)
-    # Last: a run that has a checkpoint of its end has a summary, too, wherever it was killed.
-    record.save(ending.round, ending.vectors)
-    return run
+    _make(plan.folder)
+    with held(plan.folder):
+        records.append(record)
+        try:
+            record.open(begin.round, steps, before.get("simulated_s") or 0.0)
+        except OSError as error:
+            raise _unwritable(plan.folder, error) from error
+        if name == "event" and plan.folder is not None and not told:
+            record.warn(
+                f"events.jsonl has beginning and end only: the events of more than {_TOLD:,} rounds would fill it"
+            )
+        reason = ""
+        try:
+            ending = engine.run(problem, record, begin)
+            reason = "rounds" if ending.round >= problem.recipe.rounds else "stopped"
+        finally:
+            record.close(reason)
+        summary = summary_of(problem, record, ending, layout, engine=name, why=why, before=before)
+        if before.get("references"):
+            summary["references"] = before["references"]
+        run = SimulatedRun(problem, summary, ending.vectors, layout, plan.folder, record)
+        _write_models(run, plan)
+        _write_summary(run)
+        # Last: a run that has a checkpoint of its end has a summary, too, wherever it was killed.
+        record.save(ending.round, ending.vectors)
+        return run
 
 
 def _where_to_begin(
@@ -217,15 +219,72 @@ def _where_to_begin(
     begin = checkpoints.read(plan.folder, problem.recipe, layout, problem.peers)
     if not begin.round:
         return begin, None, {}
+    checkpoints.check_contents(plan.folder, checkpoints.contents_of(problem))
     steps, so_far = checkpoints.so_far(plan.folder, begin.round, problem.names)
-    return begin, steps, so_far
+    return begin, steps, _with_whole_references(so_far, plan.folder, problem.recipe.rounds)
+
+
+def _ended(problem: Problem, plan: _Plan, records: list[Record], references: Sequence[str]) -> SimulatedRun | None:
+    """A run that has all its rounds, but not all references that are asked for: these are all that is left to do."""
+    if not plan.resume or plan.folder is None or not references:
+        return None
+    layout = layout_of(problem.build())
+    begin = checkpoints.read(plan.folder, problem.recipe, layout, problem.peers, ended=True)
+    summary = _with_whole_references(checkpoints.read_summary(plan.folder), plan.folder, problem.recipe.rounds)
+    missing = [name for name in references if not summary.get(name)]
+    if begin.round != problem.recipe.rounds or begin.vectors is None or not summary or not missing:
+        return None
+    checkpoints.check_contents(plan.folder, checkpoints.contents_of(problem))
+    record = _record(problem, plan, layout)
+    record.first_round = begin.round
+    records.append(record)
+    if plan.say is not None:
+        plan.say(f"all {begin.round} rounds are there; what is left is to run {' and '.join(missing)}")
+    return SimulatedRun(problem, summary, begin.vectors, layout, plan.folder, record)
+
+
+def _with_whole_references(summary: Mapping[str, Any], folder: Path, rounds: int) -> dict[str, Any]:
+    """The same without what references reached in another number of rounds."""
+    where = dict(summary.get("references") or {})
+    whole = {
+        name: path
+        for name, path in where.items()
+        if (told := checkpoints.read_summary(folder / path)).get("rounds") == rounds and not told.get("stopped")
+    }
+    short = dict.fromkeys((name for name in REFERENCES if summary.get(name) and name not in whole), None)
+    return {**summary, **short, **({"references": whole} if where else {})}
+
+
+def _record(problem: Problem, plan: _Plan, layout: Layout) -> Record:
+    return Record(
+        problem,
+        layout,
+        folder=plan.folder,
+        name=plan.reference,
+        progress=plan.progress,
+        warn=plan.say,
+        stopped=plan.stopped,
+        checkpointed=not plan.reference,
+    )
+
+
+def _make(folder: Path | None) -> None:
+    try:
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path | None, error: OSError) -> UsageError:
+    return UsageError(f"the folder {folder} cannot be written to: {error.strerror}; give another")
 
 
 def _references(
     problem: Problem, names: Sequence[str], plan: _Plan, records: list[Record], summary: Mapping[str, Any]
 ) -> dict[str, SimulatedRun]:
     runs: dict[str, SimulatedRun] = {}
-    for name in dict.fromkeys(names):
+    for name in names:
         if plan.resume and summary.get(name):
             continue  # it was run before
         folder = plan.folder / "references" / name if plan.folder is not None else None
@@ -234,6 +293,8 @@ def _references(
             checkpoints.clear(folder)
         run = _run(reference_of(problem, name), other, records)
         if run.summary["stopped"]:
+            if plan.say is not None and plan.folder is not None:
+                plan.say(f"{name} was stopped half way: resume with the same references runs it again")
             break
         runs[name] = run
     return runs
@@ -245,7 +306,8 @@ def _with_references(run: SimulatedRun, others: Mapping[str, SimulatedRun]) -> S
         reached = reference_figures(other.summary)
         figures[name] = {"mean": reached["mean"]} if reached and name == "pooled" else reached
     if others and run.folder is not None:
-        figures["references"] = {name: f"references/{name}" for name in others}
+        before = run.summary.get("references") or {}
+        figures["references"] = {**before, **{name: f"references/{name}" for name in others}}
     run = replace(run, summary={**run.summary, **figures}, references=others)
     if others:
         _write_summary(run)
@@ -281,8 +343,7 @@ def _write_summary(run: SimulatedRun) -> None:
     if run.folder is None:
         return
     try:
-        text = msgspec.json.format(msgspec.json.encode(run.summary), indent=2)
-        (run.folder / "summary.json").write_bytes(text + b"\n")
+        write_summary(run.folder, run.summary)
     except OSError as error:
         run.record.warn(f"the summary was not written: {error.strerror}")
 

@@ -117,6 +117,10 @@ class SimulatedRun:
         chosen = self.vectors
         if last is not None and not last.present.all():
             chosen = chosen[torch.from_numpy(last.present)]
+        elif last is None and self.record.first_round:
+            table = self.metrics  # nothing was left to run
+            there = set(table.loc[table["round"] == self.record.first_round - 1, "peer"])
+            chosen = chosen[[peer in there for peer in self.peers]]
         wide = max(1, _BLOCK // len(chosen))
         blocks = [chosen[:, begin : begin + wide].double().mean(dim=0) for begin in range(0, self.layout.size, wide)]
         return torch.cat(blocks).to(self.layout.torch_dtype)

@@ -5,6 +5,7 @@ The arrays are shared: every process has a station of its own over the same memo
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import lru_cache
 
 import numpy as np
@@ -12,8 +13,8 @@ import torch
 
 from p2pfl.layout import Layout, layout_of
 from p2pfl.learning.examples import Examples
-from p2pfl.learning.learner import default_loss, is_classes
-from p2pfl.simulation.mixing_rows import RowMixing, level, spread
+from p2pfl.learning.learner import GENERATOR, default_loss, is_classes
+from p2pfl.simulation.mixing_rows import Centered, RowMixing, level, spread
 from p2pfl.simulation.problem import Problem
 from p2pfl.simulation.steppers import Stepper, stepper_for
 from p2pfl.simulation.vectorized import blocks_of
@@ -52,6 +53,7 @@ class Station:
         self._figures = {name: figures[:, column] for column, name in enumerate(FIGURES)}
         self._dtype, self._device = mean.dtype, mean.device
         self._stepper_made: Stepper | None = None
+        self._centered: tuple[int, Centered | None] = (-1, None)  # of the round that is mixed
         self._mixing = lru_cache(problem.schedule.period or 1)(self._mixing_at)
         self._examiner: Examiner | None = None
         own = self._stepper().peers_at_once
@@ -86,18 +88,25 @@ class Station:
         peers = self.blocks[block]
         rows = [self._rows[side][peer] for peer in peers]
         begun = time.perf_counter()
-        losses = self._stepper().train(round, peers, rows)
+        with GENERATOR if self._path == "learners" else nullcontext():  # they draw, and are built as they come
+            losses = self._stepper().train(round, peers, rows)
         seconds = (time.perf_counter() - begun) / len(peers)
         self._figures["train_loss"][peers] = torch.tensor(losses, dtype=torch.float64)
         self._figures["train_s"][peers] = seconds
         return ()
 
     def mix(self, round: int, side: int, begin: int, end: int) -> Answer:
-        """Mix the vectors of a side into some rows of the other."""
+        """Mix the vectors of a side into some rows of the other: of the blocks that begin among those given."""
         begun = time.perf_counter()
         mixing = self._mixing(self._which(round))
+        begin, end = mixing.whole_blocks(begin, end)
+        if begin == end:
+            return ()
         rows = self._sides[side]
-        self._figures["neighbor_distance"][begin:end] = torch.from_numpy(mixing.distances(rows, begin, end))
+        if self._centered[0] != round:
+            self._centered = round, mixing.centered(rows)
+        distances = mixing.distances(rows, begin, end, self._centered[1])
+        self._figures["neighbor_distance"][begin:end] = torch.from_numpy(distances)
         mixing.mix(rows, self._sides[1 - side], begin, end)
         self._figures["mix_s"][begin:end] = (time.perf_counter() - begun) / (end - begin)
         return ()

@@ -61,6 +61,7 @@ def summary_of(
         + sum(int(cells["bytes_received"] or 0) for cells in record.rounds),
         "failures": failures,
         "stopped": record.stopped and ending.round < recipe.rounds,
+        "ended_early": _early(ending, recipe.rounds, record.stopped),
         "engine": engine,
         "why": why,
         "mixing": recipe.mixing,
@@ -85,6 +86,16 @@ def reference_figures(summary: Mapping[str, Any]) -> dict[str, float] | None:
     """What a reference's run puts into the summary of the run it belongs to: accuracy, or loss where there is none."""
     figures: dict[str, float] | None = summary["accuracy"] or summary["loss"]
     return figures
+
+
+def _early(ending: Ending, rounds: int, stopped: bool) -> str | None:
+    """Why the run has fewer rounds than were asked for; None where it has them all."""
+    if ending.round >= rounds:
+        return None
+    if stopped:
+        return f"stopped after round {ending.round} of {rounds}"
+    why = ending.facts.get("ended", f"the engine ended it after round {ending.round}")
+    return f"{why} of {rounds}"
 
 
 def _spread(values: npt.NDArray[np.float64] | None, worst: Any) -> dict[str, float] | None:

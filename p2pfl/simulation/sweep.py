@@ -5,7 +5,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from p2pfl.errors import UsageError
-from p2pfl.recipe import Recipe, run_recipe_of
+from p2pfl.recipe import Recipe
 from p2pfl.recipe_files import Sweep, read_sweep
-from p2pfl.simulation.jobs import Job, Row, finished, job_of, reference_job, run_job
+from p2pfl.simulation.jobs import Job, Row, digest_of, finished, job_of, reference_job, run_job
 from p2pfl.simulation.sweep_processes import cores, run_in_processes
+from p2pfl.sinks import write_summary
 from p2pfl.types import Setting
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ class Step:
 
 def sweep(
     base: Sweep | Recipe | Mapping[str, Setting] | str | Path | None = None,
-    grid: Mapping[str, Sequence[Setting]] | None = None,
+    grid: Mapping[str, Sequence[Setting] | Setting] | None = None,
     *,
     out: str | Path,
     workers: int = 0,
@@ -73,13 +75,15 @@ def sweep(
 ) -> "pd.DataFrame":
     """Run every combination of the grid, and write a row for each into `out`/results.csv.
 
-    A run has a folder of its own, named after what it is; one that is there and finished is not repeated, one that was
-    broken off goes on from its checkpoint. In the main thread, the first Ctrl-C ends the runs under way after their
-    round and begins no other, the second ends them at once; what is done is kept.
+    A run has a folder of its own, named after what it is and what its files of data and topology hold; one that is
+    there and finished is not repeated, one that was broken off goes on from its checkpoint. In the main thread, the
+    first Ctrl-C ends the runs under way after their round and begins no other, the second ends them at once; what is
+    done is kept.
 
     Args:
         base: what all runs share: a recipe, settings, or the .toml file of a recipe or sweep.
-        grid: the values of each setting that varies, as {"topology": ["ring", "torus"], "seed": [0, 1, 2]}.
+        grid: the values of each setting that varies, as {"topology": ["ring", "torus"], "seed": [0, 1, 2]}; epochs
+            stand over steps of the base, and steps over its epochs.
         out: folder of the runs and of results.csv.
         workers: runs at once, each on one core; 0 is one a core, 1 runs them in this process.
         on: the cores of this machine, or ray: a cluster, one task a run, and `out` a folder that its machines share.
@@ -102,8 +106,9 @@ def sweep(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"the folder {out} cannot be made: {error.strerror}; give another out") from error
-    cells = [job_of(recipe, folder) for recipe in recipes]
-    beside = [{name: reference_job(recipe, name, folder) for name in plan.references} for recipe in recipes]
+    digest = cache(digest_of)  # each file is read once, however many runs it serves
+    cells = [job_of(recipe, folder, digest) for recipe in recipes]
+    beside = [{name: reference_job(recipe, name, folder, digest) for name in plan.references} for recipe in recipes]
     jobs = {job.folder: job for job in (*cells, *(job for each in beside for job in each.values()))}
     rows = {name: row for name, job in jobs.items() if (row := finished(job)) is not None}
     table = _Table(folder / "results.csv", plan, recipes, cells, beside, rows)
@@ -131,7 +136,7 @@ def sweep(
 
 def _planned(
     base: Sweep | Recipe | Mapping[str, Setting] | str | Path | None,
-    grid: Mapping[str, Sequence[Setting]] | None,
+    grid: Mapping[str, Sequence[Setting] | Setting] | None,
     references: Sequence[str] | None,
 ) -> Sweep:
     if isinstance(base, str | Path):
@@ -139,18 +144,12 @@ def _planned(
     if isinstance(base, Recipe):
         base = msgspec.structs.asdict(base)
     plan = base if isinstance(base, Sweep) else Sweep(dict(base or {}))
-    more = {key: [values] if isinstance(values, str) else list(values) for key, values in (grid or {}).items()}
-    for key, values in more.items():
-        if not values:
-            raise UsageError(f"the grid has no values for {key}: give at least one")
-        for value in values:
-            run_recipe_of({key: value})  # what cannot be is told before anything runs
-    kept = {key: value for key, value in plan.base.items() if key not in more}
+    plan = plan.over({}, grid or {})
     wanted = plan.references if references is None else tuple(references)
     unknown = [name for name in wanted if name not in _REFERENCE_FIGURES]
     if unknown:
         raise UsageError(f"there is no reference {unknown[0]!r}; there are {', '.join(_REFERENCE_FIGURES)}")
-    return Sweep(kept, {**plan.grid, **more}, tuple(dict.fromkeys(wanted)))
+    return replace(plan, references=tuple(dict.fromkeys(wanted)))
 
 
 class _Stopped(Exception):
@@ -206,7 +205,7 @@ class _Table:
         ]
         columns = [*self._plan.grid, *(key for key in _FIGURES if key not in self._plan.grid)]
         columns += [f"{name}_{which}" for name in self._plan.references for which in _REFERENCE_FIGURES[name]]
-        frame = pd.DataFrame(lines, columns=[*columns, "stopped", "error", "folder"])
+        frame = pd.DataFrame(lines, columns=[*columns, "stopped", "ended_early", "error", "folder"])
         whole = [name for name in _WHOLE if name not in self._plan.grid]
         frame[whole] = frame[whole].astype("Int64")  # which can be missing
         temporary = self._path.with_name(f".{self._path.name}")
@@ -231,22 +230,23 @@ class _Table:
             self._noted.add(row["folder"])
             _note_references(Path(row["folder"]), reached, beside)
         varied = {key: getattr(recipe, key) for key in self._plan.grid}
-        return {**line, **varied, "stopped": summary.get("stopped"), "error": row["error"], "folder": row["folder"]}
+        ended = {name: summary.get(name) for name in ("stopped", "ended_early")}
+        return {**line, **varied, **ended, "error": row["error"], "folder": row["folder"]}
 
 
 def _note_references(folder: Path, reached: Mapping[str, Any], beside: Mapping[str, Job]) -> None:
     """Put what the references reached into a run's own summary, and where they lie."""
-    path = folder / "summary.json"
-    if not path.exists():
+    try:
+        summary = msgspec.json.decode((folder / "summary.json").read_bytes(), type=dict[str, Any])
+    except (OSError, msgspec.DecodeError):
         return  # its disk failed; it has said so
-    summary = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
     figures = {
         name: None if value is None else {which: value[which] for which in _REFERENCE_FIGURES[name]}
         for name, value in reached.items()
     }
     where = {name: f"../references/{Path(job.folder).name}" for name, job in beside.items()}
-    text = msgspec.json.format(msgspec.json.encode({**summary, **figures, "references": where}), indent=2)
-    path.write_bytes(text + b"\n")
+    with suppress(OSError):  # results.csv has them as well
+        write_summary(folder, {**summary, **figures, "references": where})
 
 
 def _at(summary: Mapping[str, Any], path: Sequence[str]) -> Any:

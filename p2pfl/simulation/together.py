@@ -18,6 +18,7 @@ from p2pfl.simulation.problem import Problem
 
 _BLOCK = 1 << 20  # parameters trained at a time: with their gradients they stay in the last cache
 _TESTED_AT_ONCE = 1000
+_LOOSE = {torch.float32: 1e-3, torch.float64: 1e-9}  # relative error of a gradient that is the same but for rounding
 
 
 class Together:
@@ -66,13 +67,43 @@ class Together:
         return found
 
     def _try(self) -> None:
-        """A step and an evaluation of two peers: what cannot be vectorized says so here."""
+        """A step and an evaluation of two peers: what cannot be vectorized, or comes out otherwise, says so here."""
         vectors = torch.stack([torch.cat([p.detach().reshape(-1) for p in self._module.parameters()])] * 2)
         inputs, targets = self._batch([self._parts[0][:1]] * 2)
+        before = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        plain_before = self._plain_state()
         self._module.train()
         with torch.random.fork_rng(devices=[]):
-            self._step(vectors, inputs, targets)
+            self._step(vectors.clone(), inputs, targets)
+        changed = [name for name, buffer in self._buffers.items() if not torch.equal(buffer, before[name])]
+        if changed:
+            raise ValueError(f"buffer {changed[0]!r} changes in training")
+        if self._plain_state() != plain_before:
+            raise ValueError("the module changes an attribute of its own in training")
+        with torch.random.fork_rng(devices=[]):
+            self._compare(vectors, inputs, targets)
         self.evaluate((0, 0), vectors)
+
+    def _compare(self, vectors: torch.Tensor, inputs: torch.Tensor, targets: torch.Tensor) -> None:
+        """Gradients at the initial weights against plain autograd."""
+        named = {name: p for name, p in self._module.named_parameters() if p.requires_grad}
+        drawn = torch.random.get_rng_state()
+        loss = self._loss(self._module(inputs[0]), targets[0])
+        if not torch.equal(torch.random.get_rng_state(), drawn):
+            return  # dropout: no two gradients are alike
+        plain = torch.autograd.grad(loss, list(named.values()), materialize_grads=True)
+        views = self._stacked(vectors)
+        free = {name: view for name, view in views.items() if name in self._trained}
+        found, _ = self._gradients(free, {n: v for n, v in views.items() if n not in free}, inputs, targets)
+        loose = _LOOSE[self._dtype]
+        for name, gradient in zip(named, plain, strict=True):
+            if not torch.allclose(found[name][0], gradient, rtol=loose, atol=loose):
+                raise ValueError(f"the gradient of {name!r} comes out otherwise than one by one")
+
+    def _plain_state(self) -> list[dict[str, object]]:
+        """Numbers, flags and texts that the module and its parts carry, which peers of a block would share."""
+        plain = (bool, int, float, str)
+        return [{k: v for k, v in vars(m).items() if isinstance(v, plain)} for m in self._module.modules()]
 
     def _train_block(self, round: int, block: Sequence[Task]) -> list[float]:
         vectors = torch.stack([task.vector for task in block])
