@@ -1,6 +1,6 @@
 """Topologies side by side on the same lopsided digits: what they reach, and what theory said before.
 
-python examples/experiments/compare.py picture.png [rounds]
+python examples/experiments/compare.py [picture.png] [rounds]
 """
 
 import sys
@@ -10,7 +10,8 @@ import p2pfl
 from p2pfl.analysis import plates, style, tables
 from p2pfl.analysis.study import study
 
-out, rounds = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 200
+out = Path(sys.argv[1] if len(sys.argv) > 1 else "compare.png")
+rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 200
 
 shared = {"data": "digits", "model": "mlp:hidden=32", "alpha": 0.1, "peers": 16, "steps": 1, "batch_size": 16}
 runs = [

@@ -8,6 +8,8 @@ import sys
 import pandas as pd
 from matplotlib.figure import Figure
 
+if len(sys.argv) != 3:
+    sys.exit(__doc__)
 rows = pd.read_csv(sys.argv[1], dtype={"peer": str})
 evaluated = rows.dropna(subset=["test_accuracy"])
 accuracy = evaluated.groupby("round")["test_accuracy"].agg(["mean", "min", "max"]) * 100

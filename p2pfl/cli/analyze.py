@@ -134,7 +134,7 @@ class _Work:
             _show(self.console, f"Mean {study.figure.replace('_', ' ')} against the best, seed by seed", tests)
             self.console.print(*(Text(f"{note}.") for note in tables.notes(comparisons)), sep="\n")
         if len(ranks):
-            _show(self.console, "Spearman's ρ of the predicted noise floor and what was measured", ranks)
+            _show(self.console, "Spearman's ρ of the order that the noise floor predicts and the one measured", ranks)
         if csv:
             self.written.append(tables.write(self.folder / "comparison.csv", table.to_csv(index=False)))
             self.written.append(tables.write(self.folder / "tests.csv", tests.to_csv(index=False)))

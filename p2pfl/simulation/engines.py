@@ -92,6 +92,12 @@ def choose(problem: Problem, *, sink: Sink | None = None, address: str | None = 
         )
     load = partial(_load, sink=sink, address=address)
     if recipe.engine != "auto":
+        ignored = world_of(recipe) if recipe.engine != "event" else ()
+        if ignored:
+            raise UsageError(
+                f"engine {recipe.engine} knows no virtual time and would ignore {' and '.join(ignored)}: "
+                "take engine event or auto, or leave that out"
+            )
         return _fit(load(recipe.engine), recipe.engine, problem), recipe.engine, "asked for"
     asked = world_of(recipe)
     if asked:

@@ -108,7 +108,7 @@ class EventEngine:
             peers.begin()
             ComingsAndGoings(peers, clock, recipe.rounds).plan(world.churn)
             clock.run(over)
-            ended = not over() and done < recipe.rounds
+            ended = not over() and done < recipe.rounds and not keeper.stopped
         peers.finish()
         reports.release(end=True)
         facts = {

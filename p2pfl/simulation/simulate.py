@@ -219,6 +219,11 @@ def _where_to_begin(
     begin = checkpoints.read(plan.folder, problem.recipe, layout, problem.peers)
     if not begin.round:
         return begin, None, {}
+    if problem.recipe.churn and begin.round < problem.recipe.rounds:  # before any file of the run is touched
+        raise UsageError(
+            f"a run with churn cannot go on from round {begin.round}: who comes and goes would do so anew; "
+            "begin it again in another --out"
+        )
     checkpoints.check_contents(plan.folder, checkpoints.contents_of(problem))
     steps, so_far = checkpoints.so_far(plan.folder, begin.round, problem.names)
     return begin, steps, _with_whole_references(so_far, plan.folder, problem.recipe.rounds)
