@@ -359,5 +359,11 @@ def _table(*titles: str, right: Sequence[int] = ()) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for place, title in enumerate(titles):
         number = place in right
-        table.add_column(title, justify="right" if number else "left", no_wrap=number, overflow="fold")
+        table.add_column(
+            title,
+            justify="right" if number else "left",
+            no_wrap=number,
+            overflow="fold",
+            min_width=None if number else min(len(title), 12),
+        )
     return table
