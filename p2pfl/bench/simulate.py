@@ -303,7 +303,7 @@ def _child(name: str, *arguments: int) -> dict[str, Any]:
                 process.stdin.flush()
                 while process.poll() is None:
                     most = max(most, _held_mb(process.pid))
-                    time.sleep(_LOOK_S)
+                    time.sleep(_LOOK_S)  # between looks: no counter keeps the peak of several processes together
                 figures = json.loads(process.stdout.readline() or "null")
                 if figures is not None:
                     figures["peak_mb"] = most - before
