@@ -88,6 +88,21 @@ class ShareRejected(_Event, frozen=True):
     reason: str
 
 
+class Refusal(_Event, frozen=True):
+    """Something that another machine sent, claimed or asked for was refused or dropped, other than a share.
+
+    Reasons are few fixed phrases, made to be counted; `reasons` says what each means.
+    """
+
+    what: str  # connection, hello, message, dial, body
+    reason: str
+    other: PeerId = ""  # empty while nobody has proved who it is
+    remote: str = ""  # its address
+    connection: int = 0  # as numbered by this peer, 0 where there was none
+    round: int = 0
+    detail: str = ""
+
+
 class RoundsSkipped(_Event, frozen=True):
     """This peer had fallen behind and goes on with its neighbors' round."""
 
@@ -141,6 +156,7 @@ RunEvent: TypeAlias = (
     | ShareReceived
     | ShareSent
     | ShareRejected
+    | Refusal
     | RoundsSkipped
     | RoundFinished
     | Warned

@@ -2,7 +2,9 @@
 
 from typing import TypeAlias
 
-PeerId: TypeAlias = str  # unique in the world: 26 base32 characters; identity only, never an order
+PeerId: TypeAlias = (
+    str  # unique in the world: 52 base32 characters, the hash of a public key; identity only, never an order
+)
 Seat: TypeAlias = str  # unique in the network: an index ("0", "1", …) or a name; orders members
 Setting: TypeAlias = str | int | float | bool  # one value of a recipe
 

@@ -370,7 +370,7 @@ def _slow_reader(interface: str) -> Any:
     from p2pfl.network.http import HttpTransport
 
     class SlowReader(HttpTransport):
-        async def fetch(self, address: str, token: str, peer: str, into: memoryview) -> None:
+        async def fetch(self, address: str, token: str, peer: str, into: memoryview, owner: str = "") -> None:
             total = 0
             with suppress(OSError):
                 reader, writer = await asyncio.open_connection(*split_address(address), limit=4096)

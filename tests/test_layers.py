@@ -16,6 +16,8 @@ LAYERS = {
     "events": 0,
     "spelling": 0,
     "keys": 1,
+    "identity": 1,
+    "network_key": 1,
     "layout": 1,
     "graphs": 1,
     "mixing": 1,

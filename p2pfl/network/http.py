@@ -86,6 +86,7 @@ class _SocketLink:
         self._socket = socket
         self._why = ""  # it is closed
         self.remote = remote
+        self.proven = ""
 
     async def send(self, data: bytes) -> None:
         try:
@@ -399,7 +400,7 @@ class HttpTransport:
         self._links.add(link)
         return link
 
-    async def fetch(self, address: str, token: str, peer: str, into: memoryview) -> None:
+    async def fetch(self, address: str, token: str, peer: str, into: memoryview, owner: str = "") -> None:
         try:
             async with asyncio.timeout(self._deadline_s(len(into))):
                 await self._fetch(_url(address, f"body/{quote(token, safe='')}", self._client_ssl), peer, into)

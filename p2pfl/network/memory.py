@@ -13,6 +13,7 @@ class _End:
 
     def __init__(self, remote: str) -> None:
         self.remote = remote
+        self.proven = ""
         self.inbox: asyncio.Queue[bytes | None] = asyncio.Queue()
         self.other: _End | None = None  # None once closed
         self.why = ""
@@ -94,7 +95,7 @@ class MemoryTransport:
         other._accept(far)
         return near
 
-    async def fetch(self, address: str, token: str, peer: str, into: memoryview) -> None:
+    async def fetch(self, address: str, token: str, peer: str, into: memoryview, owner: str = "") -> None:
         if self._service is None:
             raise FetchError("unreachable", "this peer has left the network")
         other = self._network.serving.get(address)

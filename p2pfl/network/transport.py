@@ -8,6 +8,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from p2pfl.types import PeerId
+
 PIECE_BYTES = 1 << 20
 
 
@@ -38,6 +40,11 @@ class Link(Protocol):
         """The other end's address, for logs and as a last resort for fetching; empty where there is none."""
         ...
 
+    @property
+    def proven(self) -> PeerId:
+        """Whose key the other end has proved to hold; empty where the link is not encrypted."""
+        ...
+
     async def send(self, data: bytes) -> None:
         """Send one message. Raises LinkClosed."""
         ...
@@ -52,13 +59,29 @@ class Link(Protocol):
 
 
 @dataclass(frozen=True)
+class Turned:
+    """Somebody, or something, that a transport has turned away; `reason` is one of few fixed phrases."""
+
+    what: str  # connection or body
+    reason: str
+    remote: str = ""
+    peer: PeerId = ""  # where it was proven
+    detail: str = ""
+
+
+def pass_over(_: Turned) -> None:
+    """For who does not count."""
+
+
+@dataclass(frozen=True)
 class Service:
     """What a transport calls when others come."""
 
     accept: Callable[[Link], Awaitable[None]]  # lives as long as the connection
-    body: Callable[[str, str], Body | None]  # by token and the peer that says it asks; None: no such body
+    body: Callable[[str, str], Body | None]  # by token and the peer that asks, proven unless in the clear; or None
     sent: Callable[[str, str, int], None]  # token, peer, bytes: a body went out whole
     status: Callable[[], bytes]  # JSON for whoever lists the network
+    turned: Callable[[Turned], None] = pass_over
 
 
 class Transport(Protocol):
@@ -77,6 +100,14 @@ class Transport(Protocol):
         """Open a control connection. Raises Unreachable."""
         ...
 
-    async def fetch(self, address: str, token: str, peer: str, into: memoryview) -> None:
-        """Fill `into` with the body, whose length must be that of `into`; `peer` names who asks. Raises FetchError."""
+    async def fetch(self, address: str, token: str, peer: str, into: memoryview, owner: PeerId = "") -> None:
+        """Fill `into` with the body, whose length must be that of `into`.
+
+        Args:
+            peer: who asks.
+            owner: whose body it is: who answers must prove to be that peer, before a byte of the body is taken in.
+
+        Raises:
+            FetchError: it could not be had; `wrong peer` where somebody else answered.
+        """
         ...

@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from p2pfl.errors import ProtocolError
 
-VERSIONS = (1, 1)  # the lowest and highest protocol spoken here
+VERSIONS = (2, 2)  # the lowest and highest protocol spoken here
 MAX_MESSAGE_BYTES = 1 << 18
 MAX_MEMBERS = 512
 MAX_ROUND = 1 << 40
@@ -27,11 +27,17 @@ SettingValue: TypeAlias = Annotated[str, Meta(max_length=1 << 14)] | int | float
 Settings: TypeAlias = Annotated[dict[Annotated[str, Meta(max_length=64)], SettingValue], Meta(max_length=64)]
 Addresses: TypeAlias = Annotated[tuple[Short, ...], Meta(max_length=16)]
 
+Key: TypeAlias = Annotated[bytes, Meta(max_length=32)]
+Signature: TypeAlias = Annotated[bytes, Meta(max_length=64)]
+
 State: TypeAlias = Literal["lobby", "member", "observer", "dead", "left"]
 
 
 class Member(msgspec.Struct, frozen=True):
-    """What the network knows of one peer. `since` and `until` are the rounds between which it takes part."""
+    """What the network knows of one peer. `since` and `until` are the rounds between which it takes part.
+
+    What only the peer itself may say stands under its signature: see `records`.
+    """
 
     peer: Id
     seat: SeatText
@@ -41,6 +47,8 @@ class Member(msgspec.Struct, frozen=True):
     state: State = "lobby"
     since: Count | None = None
     until: Count | None = None
+    key: Key = b""  # the public key of which `peer` is the hash
+    signature: Signature = b""
 
 
 Members: TypeAlias = Annotated[tuple[Member, ...], Meta(max_length=MAX_MEMBERS)]
@@ -101,6 +109,7 @@ class Join(msgspec.Struct, frozen=True, tag=5):
 
     layout: Short
     data: Short
+    round: Count = 0  # no earlier one, please: it has been that far
 
 
 class Update(msgspec.Struct, frozen=True, tag=6):
@@ -129,6 +138,11 @@ class Offer(msgspec.Struct, frozen=True, tag=8):
     degree: Count = 0  # a check: the weights follow from the view
     steps: Count = 0
     train_s: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
+    payload: Annotated[bytes, Meta(max_length=32)] = b""  # SHA-256 of the framed body
+    receiver: Annotated[str, Meta(max_length=64)] = ""
+    incarnation: Count = 0  # the sender's
+    sequence: Count = 0  # of the offers of that incarnation to that receiver
+    signature: Signature = b""  # over all of it, the network and the sender: see `seal`
 
 
 class Declined(msgspec.Struct, frozen=True, tag=9):
@@ -157,8 +171,66 @@ class Extension(msgspec.Struct, frozen=True, tag=12):
     body: Annotated[bytes, Meta(max_length=1 << 17)]
 
 
+class Ping(msgspec.Struct, frozen=True, tag=13):
+    """Are you there? Answered by `Ack`, at once."""
+
+    number: Count
+    table: Annotated[bytes, Meta(max_length=16)] = (
+        b""  # digest of the sender's records: where they differ, they are told
+    )
+
+
+class Ack(msgspec.Struct, frozen=True, tag=14):
+    """The answer to a ping, or word that the target of a probe has answered."""
+
+    number: Count
+    incarnation: Count = 0  # of who answered
+    table: Annotated[bytes, Meta(max_length=16)] = b""
+
+
+class Probe(msgspec.Struct, frozen=True, tag=15):
+    """Ping a peer for me that I cannot reach, and pass its answer on under my number."""
+
+    number: Count
+    peer: Id
+
+
+class Suspicion(msgspec.Struct, frozen=True, tag=16):
+    """The sender takes a peer for dead unless it hears otherwise: of that incarnation, by its own experience."""
+
+    peer: Id
+    incarnation: Count
+
+
+class KeyChange(msgspec.Struct, frozen=True, tag=17):
+    """The network has another key; from one member to another, over a link that proved both."""
+
+    epoch: Count
+    key: Key
+    by: Id
+    by_key: Key
+    banned: Annotated[tuple[Id, ...], Meta(max_length=256)] = ()
+    signature: Signature = b""
+
+
 Message: TypeAlias = (
-    Hello | Refused | Ready | Start | Join | Update | Status | Offer | Declined | SnapshotWanted | Goodbye | Extension
+    Hello
+    | Refused
+    | Ready
+    | Start
+    | Join
+    | Update
+    | Status
+    | Offer
+    | Declined
+    | SnapshotWanted
+    | Goodbye
+    | Extension
+    | Ping
+    | Ack
+    | Probe
+    | Suspicion
+    | KeyChange
 )
 
 _encoder = msgspec.msgpack.Encoder()

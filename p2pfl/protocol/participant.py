@@ -12,7 +12,7 @@ from p2pfl.events import RunEvent
 from p2pfl.graphs.schedule import Schedule
 from p2pfl.graphs.topology import Topology
 from p2pfl.layout import Vector
-from p2pfl.protocol.messages import Message, Offer, Settings
+from p2pfl.protocol.messages import KeyChange, Message, Offer, Settings
 from p2pfl.types import PeerId
 
 LinkId: TypeAlias = int  # one control connection, numbered by the driver
@@ -27,6 +27,7 @@ class LinkOpened:
 
     link: LinkId
     dialed: str | None = None  # the key it was dialed under, None where the other end dialed
+    proven: PeerId = ""  # whose key the other end has proved to hold; empty on a link without encryption
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Rules:
     min_deadline_s: float = 2.0
     max_wait_s: float = 600.0  # for a neighborhood that is slow as a whole
     schedule: Callable[[int], Schedule] | None = None  # by number of members: of what `topology` gives each round
+    healing: str = "catch-up"  # or "average": with which model the smaller part of a split network comes back
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ class Trained:
     full_steps: int  # what the recipe asks for
     loss: float | None
     seconds: float
+    payload: bytes = b""  # SHA-256 of the framed vector
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,21 @@ class Mixed:
 
 
 @dataclass(frozen=True)
+class Hashed:
+    """The answer to `Hash`."""
+
+    token: str
+    payload: bytes  # SHA-256 of the framed vector
+
+
+@dataclass(frozen=True)
+class KeyChosen:
+    """This peer's user has changed the network's key, or banned somebody."""
+
+    change: KeyChange
+
+
+@dataclass(frozen=True)
 class Tick:
     """A deadline has come."""
 
@@ -156,6 +174,8 @@ Event: TypeAlias = (
     | Fetched
     | FetchFailed
     | Mixed
+    | Hashed
+    | KeyChosen
     | Tick
     | Stop
 )
@@ -221,6 +241,20 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Hash:
+    """Work out the hash of a body that is served under a token; answer with `Hashed`."""
+
+    token: str
+
+
+@dataclass(frozen=True)
+class Rekey:
+    """The network's key has changed: accept it, use it, keep it."""
+
+    change: KeyChange
+
+
+@dataclass(frozen=True)
 class Fetch:
     """Fetch an offered body into a pooled buffer; answer with `Fetched` or `FetchFailed`."""
 
@@ -271,7 +305,9 @@ class Done:
     error: str = ""
 
 
-Effect: TypeAlias = Dial | Send | Close | Prepare | Train | Serve | Drop | Fetch | Abandon | Mix | Save | Emit | Done
+Effect: TypeAlias = (
+    Dial | Send | Close | Prepare | Train | Serve | Drop | Hash | Rekey | Fetch | Abandon | Mix | Save | Emit | Done
+)
 
 
 class Participant(Protocol):

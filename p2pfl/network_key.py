@@ -1,0 +1,136 @@
+"""The key of a network: 256 bits that make their holders members. All else is derived from it by HKDF (RFC 5869).
+
+Whoever holds it is trusted to be in the network, and to let others in: it signs the certificates that both ends of a
+link require. What it never does is travel in the clear, or stand in an argument, a log or a run's files.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from p2pfl.errors import UsageError
+from p2pfl.types import PeerId
+
+KEY_BYTES = 32
+_CHECK_BYTES = 3  # of the token: a slip in typing is noticed
+_TOKEN = re.compile(r"(?P<name>[^\s:]{1,64}):(?P<key>[a-z2-7-]{56,80})")
+_GROUP = 7  # characters of a token between dashes
+
+
+@dataclass(frozen=True)
+class NetworkKey:
+    """The key of a network, with the network's name.
+
+    Args:
+        name: of the network; 1 to 64 characters without spaces and colons.
+        secret: 32 random bytes.
+    """
+
+    name: str
+    secret: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if len(self.secret) != KEY_BYTES:
+            raise ValueError(f"a network key has {KEY_BYTES} bytes, not {len(self.secret)}")
+
+    @cached_property
+    def token(self) -> str:
+        """The key as text to copy or type: `NAME:` and eight groups of seven letters and digits."""
+        text = base64.b32encode(self.secret + self._check).decode().lower()
+        return f"{self.name}:" + "-".join(text[i : i + _GROUP] for i in range(0, len(text), _GROUP))
+
+    @classmethod
+    def of_token(cls, token: str) -> "NetworkKey":
+        """The key in a token; dashes, spaces and capitals do not matter.
+
+        Raises:
+            UsageError: it is none, or was mistyped. The message does not repeat it.
+        """
+        name, colon, text = token.strip().partition(":")
+        match = _TOKEN.fullmatch(f"{name}{colon}{''.join(text.split()).lower()}")
+        try:
+            data = base64.b32decode(match["key"].replace("-", "").upper()) if match else b""
+        except binascii.Error:
+            data = b""
+        if match is None or len(data) != KEY_BYTES + _CHECK_BYTES:
+            raise UsageError("this is no network's token: it is NAME: and eight groups of seven letters and digits")
+        key = cls(match["name"], data[:KEY_BYTES])
+        if not hmac.compare_digest(key._check, data[KEY_BYTES:]):
+            raise UsageError("the token was mistyped: its last characters do not fit the others")
+        return key
+
+    @property
+    def _check(self) -> bytes:
+        return hashlib.sha256(b"p2pfl token" + self.name.encode() + self.secret).digest()[:_CHECK_BYTES]
+
+    def derive(self, purpose: str, length: int = 32) -> bytes:
+        """Bytes for one purpose; those for another say nothing about them."""
+        info = f"p2pfl {purpose} {self.name}".encode()
+        return HKDF(algorithm=SHA256(), length=length, salt=None, info=info).derive(self.secret)
+
+    @cached_property
+    def tag(self) -> str:
+        """What tells this network from others on a LAN, without its name: 16 characters, fit for a DNS label."""
+        return base64.b32encode(self.derive("tag", 10)).decode().lower()
+
+    def alias(self, peer: PeerId) -> str:
+        """How a peer is called on the LAN: 26 characters that mean something only to who holds the key and the id."""
+        mac = hmac.new(self.derive("alias"), peer.encode(), hashlib.sha256).digest()[:16]
+        return base64.b32encode(mac).decode().rstrip("=").lower()
+
+
+def check_name(name: str) -> None:
+    """Raise UsageError where a network cannot have this name."""
+    if not re.fullmatch(r"[^\s:/\\]{1,64}", name) or not name.isprintable() or name.startswith("."):
+        raise UsageError(f"{name!r} is no name for a network: 1 to 64 characters, without spaces, colons and slashes")
+
+
+@dataclass(frozen=True)
+class KeyRing:
+    """What a member goes by: the network's key, former ones that are still honored, and who is banned.
+
+    Rings of one network are ordered by `rank`: of two that differ the higher one stands, on every peer alike.
+
+    Args:
+        epoch: how often the key was changed.
+        key: the one to use.
+        former: keys that others may still come with, the latest first.
+        banned: ids that are refused whatever key they hold.
+    """
+
+    key: NetworkKey
+    epoch: int = 0
+    former: tuple[NetworkKey, ...] = ()
+    banned: frozenset[PeerId] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """The network's name."""
+        return self.key.name
+
+    @property
+    def keys(self) -> tuple[NetworkKey, ...]:
+        """All that are honored, the one to use first."""
+        return (self.key, *self.former)
+
+    @property
+    def rank(self) -> tuple[int, bytes]:
+        """Total order of the rings of a network."""
+        return (self.epoch, hashlib.sha256(self.key.secret).digest())
+
+    def rotated(self, key: NetworkKey, banned: Iterable[PeerId] = ()) -> "KeyRing":
+        """The ring with a new key; the present one is still honored until `without_former`."""
+        return KeyRing(key, self.epoch + 1, (self.key,), self.banned | frozenset(banned))
+
+    def without_former(self) -> "KeyRing":
+        """The ring once everybody has the new key."""
+        return KeyRing(self.key, self.epoch, (), self.banned)
