@@ -2,9 +2,7 @@
 
 from typing import TypeAlias
 
-PeerId: TypeAlias = (
-    str  # unique in the world: 52 base32 characters, the hash of a public key; identity only, never an order
-)
+PeerId: TypeAlias = str  # 52 base32 characters, the hash of a public key; identity only, never an order
 Seat: TypeAlias = str  # unique in the network: an index ("0", "1", …) or a name; orders members
 Setting: TypeAlias = str | int | float | bool  # one value of a recipe
 

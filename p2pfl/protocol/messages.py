@@ -27,6 +27,7 @@ SettingValue: TypeAlias = Annotated[str, Meta(max_length=1 << 14)] | int | float
 Settings: TypeAlias = Annotated[dict[Annotated[str, Meta(max_length=64)], SettingValue], Meta(max_length=64)]
 Addresses: TypeAlias = Annotated[tuple[Short, ...], Meta(max_length=16)]
 
+Digest: TypeAlias = Annotated[bytes, Meta(max_length=32)]
 Key: TypeAlias = Annotated[bytes, Meta(max_length=32)]
 Signature: TypeAlias = Annotated[bytes, Meta(max_length=64)]
 
@@ -138,7 +139,7 @@ class Offer(msgspec.Struct, frozen=True, tag=8):
     degree: Count = 0  # a check: the weights follow from the view
     steps: Count = 0
     train_s: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
-    payload: Annotated[bytes, Meta(max_length=32)] = b""  # SHA-256 of the framed body
+    payload: Digest = b""  # SHA-256 of the framed body
     receiver: Annotated[str, Meta(max_length=64)] = ""
     incarnation: Count = 0  # the sender's
     sequence: Count = 0  # of the offers of that incarnation to that receiver
