@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from p2pfl.analysis.runs import Run, load_run
     from p2pfl.errors import P2pflError
     from p2pfl.graphs.topology import Topology
+    from p2pfl.home import create_network, join_network
     from p2pfl.learning.data import Data, load_data
     from p2pfl.learning.learner import Learner, TorchLearner
     from p2pfl.learning.models import build_model
@@ -49,6 +50,8 @@ _HOMES = {
     "TorchLearner": "p2pfl.learning.learner",
     "average": "p2pfl.simulation.scalars",
     "build_model": "p2pfl.learning.models",
+    "create_network": "p2pfl.home",
+    "join_network": "p2pfl.home",
     "load_data": "p2pfl.learning.data",
     "load_model": "p2pfl.model_files",
     "load_run": "p2pfl.analysis.runs",
@@ -71,6 +74,8 @@ __all__ = [
     "TorchLearner",
     "average",
     "build_model",
+    "create_network",
+    "join_network",
     "load_data",
     "load_model",
     "load_run",

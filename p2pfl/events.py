@@ -131,6 +131,7 @@ class RoundFinished(_Event, frozen=True):
     control_bytes_received: int = 0
     metrics: dict[str, float] = {}
     reduced: bool = False  # trained fewer steps than asked for, so as not to hold up the others
+    row_sum: float | None = None  # of this peer's row of the mixing matrix, as it was mixed
 
 
 class Warned(_Event, frozen=True):

@@ -5,7 +5,6 @@ numbers are one contiguous block, so packing is writing a constant header in fro
 """
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
+from p2pfl import framing
 from p2pfl.errors import ModelError
 
 Vector: TypeAlias = torch.Tensor  # one-dimensional, contiguous, on the CPU; never changed once handed on
@@ -24,6 +24,8 @@ _DTYPES: Mapping[FloatName, tuple[torch.dtype, str, int]] = {
     "float32": (torch.float32, "F32", 4),
     "float64": (torch.float64, "F64", 8),
 }
+
+_MAX_HEADER = framing.MAX_HEADER * 3 // 4  # the rest is for what a file says of its model
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,13 @@ class Layout:
 
     def framing(self, metadata: Mapping[str, str]) -> bytes:
         """The header of a file that carries metadata, too."""
-        _, code, width = _DTYPES[self.dtype]
-        entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-        for name, shape, begin, end in self._spans():
-            entries[name] = {"dtype": code, "shape": list(shape), "data_offsets": [begin * width, end * width]}
-        text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-        text += b" " * (-len(text) % 8)
-        return len(text).to_bytes(8, "little") + text
+        return framing.header(self.placed, metadata)
+
+    @property
+    def placed(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        """Name, dtype and shape of each tensor, in the words of safetensors."""
+        code = _DTYPES[self.dtype][1]
+        return [(name, code, shape) for name, shape in self.tensors]
 
     @property
     def vector_bytes(self) -> int:
@@ -116,7 +118,10 @@ def layout_of(model: nn.Module) -> Layout:
                 f"{name or 'the model'} is a {type(module).__name__}, whose running statistics change in training and "
                 "cannot be averaged yet; use GroupNorm or LayerNorm, or track_running_stats=False"
             )
-    return Layout(tuple((name, tuple(p.shape)) for name, p in parameters), dtype)
+    layout = Layout(tuple((name, tuple(p.shape)) for name, p in parameters), dtype)
+    if len(layout.header) > _MAX_HEADER:
+        raise ModelError(f"the model's {len(parameters)} tensors are too many to be named in a file; join some of them")
+    return layout
 
 
 def first_difference(mine: Layout, theirs: tuple[str, ...]) -> str:

@@ -42,9 +42,20 @@ def mix(own: Vector, own_weight: float, received: Sequence[tuple[float, Vector]]
 
 
 def is_finite(vector: Vector) -> bool:
-    """Whether no element is NaN or infinite.
+    """Whether no element is NaN or infinite."""
+    return measured(vector)[0]
 
-    The dot product with itself is several times cheaper than looking at each element, but overflows for elements
-    above 1e19 that are finite: only then is every element looked at.
+
+def measured(vector: Vector) -> tuple[bool, float]:
+    """Whether no element is NaN or infinite, and the Euclidean norm.
+
+    The dot product with itself is several times cheaper than looking at each element, but overflows for float32
+    elements above 1e19 that are finite: only then is every element looked at, and the norm taken in float64.
     """
-    return math.isfinite(float(torch.dot(vector, vector))) or bool(torch.isfinite(vector).all())
+    squared = float(torch.dot(vector, vector))
+    if math.isfinite(squared):
+        return True, math.sqrt(squared)
+    if not torch.isfinite(vector).all():
+        return False, math.nan
+    blocks = (vector[begin : begin + _BLOCK].double() for begin in range(0, vector.numel(), _BLOCK))
+    return True, math.hypot(*(float(torch.linalg.vector_norm(block)) for block in blocks))

@@ -1,21 +1,25 @@
 """Models and checkpoints on disk: safetensors with a few facts in the metadata, written whole or not at all."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from p2pfl import durable
 from p2pfl.errors import ModelError
+from p2pfl.framing import Span
 from p2pfl.layout import Layout, Vector, layout_of
 from p2pfl.learning.models import build_model
 from p2pfl.spelling import is_function
+from p2pfl.tensor_files import DTYPES, opened
 
+BESIDE = "."  # begins the names of a checkpoint's tensors that are not the model's; no parameter's name does
 _KEY = "p2pfl"
+_MAX_NAME = 256
+_Facts = TypeVar("_Facts")
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,7 +38,10 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """Who and where a peer was when it wrote a checkpoint."""
+    """Who and where a peer was when it wrote a checkpoint.
+
+    The sequence of its offers is not kept: it begins anew with each incarnation, and each start has a later one.
+    """
 
     peer: str
     seat: str
@@ -43,27 +50,31 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: int
     round: int
     settings: dict[str, str | int | float | bool]  # what the network had been asked for
+    members: tuple[str, ...] = ()  # addresses of the others: where to look for them next time
 
 
 def save_model(path: Path, vector: Vector, layout: Layout, facts: msgspec.Struct) -> None:
-    """Write a model, or a checkpoint, atomically: a crash leaves the old file or the new one, never half of one.
+    """Write a model durably: a crash leaves the old file or the new one, never half of one.
 
     Raises:
         OSError: the disk is full or may not be written to.
     """
-    metadata = {_KEY: msgspec.json.encode(facts).decode()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    # A vector is the data part of a safetensors file already; the library would want a copy of each tensor.
+    durable.write(path, layout.framing(metadata_of(facts)), vector.numpy().view("uint8").data)
+
+
+def metadata_of(facts: msgspec.Struct) -> dict[str, str]:
+    """Facts, as they stand in the header of a file."""
+    return {_KEY: msgspec.json.encode(facts).decode()}
+
+
+def facts_in(path: Path, metadata: Mapping[str, str], kind: type[_Facts]) -> _Facts:
+    """The facts in the header of a file. Raises ModelError."""
     try:
-        with temporary.open("wb") as file:
-            # A vector is the data part of a safetensors file already; the library would want a copy of each tensor.
-            file.write(layout.framing(metadata))
-            file.write(vector.numpy().view("uint8").data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        return msgspec.json.decode(metadata.get(_KEY, ""), type=kind)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ModelError(f"{path} was not written by p2pfl, or by another version: {error}") from error
 
 
 def read_facts(path: Path) -> ModelFacts:
@@ -72,8 +83,8 @@ def read_facts(path: Path) -> ModelFacts:
     Raises:
         ModelError: it is no such file.
     """
-    facts: ModelFacts = _read(path, ModelFacts)[0]
-    return facts
+    with opened(path) as file:
+        return facts_in(path, file.framing.metadata, ModelFacts)
 
 
 def read_vector(path: Path, layout: Layout) -> Vector:
@@ -82,24 +93,34 @@ def read_vector(path: Path, layout: Layout) -> Vector:
     Raises:
         ModelError: the file cannot be read, or holds other tensors.
     """
-    tensors = _read(path, None)[1]
-    vector = torch.empty(layout.size, dtype=layout.torch_dtype)
-    views = layout.views(vector)
-    if set(views) != set(tensors):
-        odd = sorted(set(views) ^ set(tensors))[0]
-        raise ModelError(f"{path} and the model do not have the same tensors ({odd} is in one alone); check --model")
-    for name, view in views.items():
-        if view.shape != tensors[name].shape or view.dtype != tensors[name].dtype:
-            found = f"{list(tensors[name].shape)} {tensors[name].dtype}"
-            raise ModelError(f"{path}: {name} is {found}, the model has {list(view.shape)} {view.dtype}; check --model")
-        view.copy_(tensors[name])
+    with opened(path) as file:
+        check_spans(path, file.spans, layout)
+        vector = torch.empty(layout.size, dtype=layout.torch_dtype)
+        file.read(layout.views(vector))
     return vector
+
+
+def check_spans(path: Path, spans: Mapping[str, Span], layout: Layout) -> None:
+    """Whether a file holds the tensors of a layout; in a checkpoint, others lie beside them. Raises ModelError."""
+    wanted = {name: (code, shape) for name, code, shape in layout.placed}
+    found = {name: span for name, span in spans.items() if not name.startswith(BESIDE)}
+    if set(wanted) != set(found):
+        odd = min(set(wanted) ^ set(found))
+        odd = odd if len(odd) <= 64 else f"{odd[:61]}..."
+        raise ModelError(f"{path} and the model do not have the same tensors ({odd!r} is in one alone); check --model")
+    for name, (code, shape) in wanted.items():
+        span = found[name]
+        if (span.dtype, span.shape) != (code, shape):
+            raise ModelError(
+                f"{path}: {name} is {list(span.shape)} {DTYPES.get(span.dtype, span.dtype)}, "
+                f"the model has {list(shape)} {DTYPES[code]}; check --model"
+            )
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Who wrote the checkpoint, and when. Raises ModelError."""
-    checkpoint: Checkpoint = _read(path, Checkpoint)[0]
-    return checkpoint
+    with opened(path) as file:
+        return facts_in(path, file.framing.metadata, Checkpoint)
 
 
 def load_model(path: str | Path, model: nn.Module | None = None) -> nn.Module:
@@ -119,6 +140,7 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         if not facts.model or is_function(facts.model):
             made = facts.model or "a module"
             raise ModelError(f"{path} is a model of somebody's own making ({made}): give --model, or model= in Python")
+        _check_built(path, facts)
         model = build_model(facts.model, facts.input_shape, facts.outputs, seed=0)
     layout = layout_of(model)
     views = layout.views(read_vector(path, layout))
@@ -128,16 +150,14 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     return model.eval()
 
 
-def _read(path: Path, kind: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+def _check_built(path: Path, facts: ModelFacts) -> None:
+    """Whether the model that a file names is the one it holds, before memory is given to it."""
+    if len(facts.model) > _MAX_NAME:
+        raise ModelError(f"{path} names its model with {len(facts.model)} letters; at most {_MAX_NAME} are read")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata: Mapping[str, str] = file.metadata() or {}
-            if kind is not None:
-                return msgspec.json.decode(metadata.get(_KEY, ""), type=kind), {}
-            return None, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
-    except FileNotFoundError as error:
-        raise ModelError(f"there is no file {path}; check the path") from error
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is no model file: {error}") from error
-    except msgspec.MsgspecError as error:
-        raise ModelError(f"{path} was not written by p2pfl, or by another version: {error}") from error
+        with torch.device("meta"):  # shapes without numbers: a file can name a model of any size
+            layout = layout_of(build_model(facts.model, facts.input_shape, facts.outputs, seed=0))
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise ModelError(f"{path}: {facts.model} cannot be built: {str(error).partition(chr(10))[0]}") from error
+    with opened(path) as file:
+        check_spans(path, file.spans, layout)

@@ -9,14 +9,19 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import nn
 
+from p2pfl.belonging import Belonging, ring_in
+from p2pfl.checkpoint import Generations, Saved
 from p2pfl.errors import NetworkError, RecipeError, UsageError
-from p2pfl.events import Listening, RoundFinished, RunEvent, Sink, StateChanged
+from p2pfl.events import Listening, PeerJoined, RoundFinished, RunEvent, Sink, StateChanged
+from p2pfl.home import Held
+from p2pfl.identity import Identity
 from p2pfl.layout import Vector, digest_of
 from p2pfl.learning.learner import (
     GENERATOR,
@@ -29,33 +34,37 @@ from p2pfl.learning.learner import (
     TorchLearner,
     choose_device,
 )
-from p2pfl.model_files import Checkpoint, ModelFacts, read_checkpoint, read_vector, save_model
+from p2pfl.model_files import Checkpoint, ModelFacts, read_vector, save_model
 from p2pfl.network.buffers import BufferPool
 from p2pfl.network.discovery import (
-    Announcement,
     Candidate,
     Discovery,
     Found,
     NoDiscovery,
+    ignore,
     split_address,
 )
 from p2pfl.network.http import HttpTransport
-from p2pfl.network.interfaces import local_addresses
+from p2pfl.network.interfaces import listening_hosts, local_addresses
 from p2pfl.network.mdns import MdnsDiscovery
+from p2pfl.network.tls import Credentials
 from p2pfl.network.transport import Transport
+from p2pfl.network_key import KeyRing, NetworkKey
 from p2pfl.protocol.core import PeerCore
 from p2pfl.protocol.membership import display_names
 from p2pfl.protocol.messages import Member, Settings
 from p2pfl.protocol.participant import Found as FoundEvent
-from p2pfl.protocol.participant import Prepared, Rules, Tick
+from p2pfl.protocol.participant import KeyChosen, Prepared, Rules, Tick
 from p2pfl.recipe import PACE, Asked, NetworkRecipe, complaint, recipe_of
 from p2pfl.shell import Outcome, Shell
 from p2pfl.sinks import tee
+from p2pfl.state import State, Stateful
 from p2pfl.types import PeerId, Setting
 
 Build: TypeAlias = Callable[[NetworkRecipe], Learner]  # called in a worker thread, once the network's recipe is known
 DiscoveryFactory: TypeAlias = Callable[[Found, Callable[[str], None]], Discovery]
 _MAX_BODY = 1 << 40
+_REMEMBERED = 64  # addresses of others in a checkpoint; more find a network that has moved, and dial longer in vain
 _T = TypeVar("_T")
 
 
@@ -98,7 +107,10 @@ class Peer:
         train: Source | None = None,
         test: Source | None = None,
         *,
-        network: str = "home",
+        network: str | None = None,
+        key: str | NetworkKey | KeyRing | None = None,
+        insecure: bool = False,
+        identity: Held | Identity | Path | str | None = None,
         loss: Loss | None = None,
         optimizer: OptimizerFactory | None = None,
         schedule: ScheduleFactory | None = None,
@@ -124,7 +136,12 @@ class Peer:
             name: what others call it.
             model: a module, changed in place; or a function that builds a learner once the recipe is known.
             train, test: examples, as a dataset or a pair of tensors; kept on this machine.
-            network: peers of one name find each other.
+            network: peers of one name and key find each other; "home" unless the key says otherwise.
+            key: the network's key, as a token say; else the one that this machine keeps, see `p2pfl.create_network`.
+                Not needed with a transport of one's own.
+            insecure: encrypt nothing, and take in whoever comes; on this machine alone unless `interface` is given.
+            identity: who to be: a file of this peer's own key, or an identity for this run; else the one that this
+                machine keeps for the name.
             loss, optimizer, schedule, metrics: see `TorchLearner`.
             device: auto, cpu, cuda or mps.
             seat: orders the members, where the name should not; an index, or a text unique in the network.
@@ -152,7 +169,13 @@ class Peer:
             except ValueError as error:
                 raise UsageError(f"--peer: {error}") from error
         self.name = name
-        self.network = network
+        self._ring = ring_in(key)
+        if self._ring is not None and (insecure or network not in (None, self._ring.name)):
+            asked_for = "no key at all" if insecure else f"network {network!r}"
+            raise UsageError(f"the key is of network {self._ring.name!r}, and you asked for {asked_for}: choose one")
+        self.network = network or (self._ring.name if self._ring is not None else "home")
+        self._identity = Path(identity) if isinstance(identity, str) else identity
+        self._insecure = insecure
         self._model = model
         self._asked = Asked.of(**asked).settings
         self._parts = (train, test)
@@ -169,18 +192,24 @@ class Peer:
         self._facts = facts or ModelFacts
         self._out = Path(out) if out is not None else None
         self._init = Path(init) if init is not None else None
-        self._everywhere = transport is None and interface is None
-        self._transport = transport or _lan_transport(interface, port)
-        self._discovery = discovery or _mdns(network, interface)
-        self._checkpoint = self._read_checkpoint() if resume else None
-        self.id: PeerId = self._checkpoint.peer if self._checkpoint else new_id()
-        self.seat = self._checkpoint.seat if self._checkpoint else (seat if seat is not None else name)
+        if insecure and transport is None:
+            interface = interface or "127.0.0.1"
+        self._interface, self._port = interface, port
+        self._own_transport, self._own_discovery = transport, discovery
+        self._transport: Transport = transport or _lan_transport(interface, port, None)
         self._shell: Shell | None = None
+        self._untold: list[str] = []  # warnings from before the run
+        self._generations = Generations(self._checkpoint_path, self._warn) if self._out is not None else None
+        self._checkpoint = self._read_checkpoint() if resume else None
+        self._belonging: Belonging | None = None  # while it runs
+        self.id: PeerId = self._checkpoint.peer if self._checkpoint else ""  # known once it runs
+        self.seat = self._checkpoint.seat if self._checkpoint else (seat if seat is not None else name)
         self._stop_asked = False
         self._ended = False
         self._core: PeerCore | None = None
         self._history: list[RoundFinished] = []
         self._state = "waiting"
+        self._verified: Callable[[PeerId], None] = ignore  # tells discovery whose candidate proved its key
         self._recipe: NetworkRecipe | None = None
         self._settings: dict[str, Setting] = {}  # of the network
 
@@ -198,11 +227,41 @@ class Peer:
             RecipeError: the network runs with another value of a setting that was asked for here.
             NetworkError: the port is taken, or nobody was found in time.
             TrainingError: the loss is not finite.
+            UsageError: this machine has no key of the network, or another process has this peer's identity.
         """
         firm = dict(self._asked) if rounds is None else {**self._asked, "rounds": rounds}
         asked = firm if self._checkpoint is None else self._resumed(self._checkpoint, firm)
         recipe_of(asked)
         self._history.clear()
+        belonging = self._belong()
+        try:
+            return await self._run(belonging, asked, firm)
+        finally:
+            belonging.release()
+
+    def _belong(self) -> Belonging:
+        """Take identity and keys for one run, and the transport that goes with them."""
+        saved = self._checkpoint
+        ours = self._own_transport is None
+        belonging = Belonging(
+            self.network,
+            self.name,
+            key=self._ring,
+            identity=self._identity,
+            encrypted=self._ring is not None or (ours and not self._insecure),
+            at_home=(ours and self._ring is None) or self._out is not None,
+            warn=self._warn,
+            resumed=saved.peer if saved is not None else "",
+            after=saved.incarnation if saved is not None else -1,
+        )
+        if ours:
+            self._transport = _lan_transport(self._interface, self._port, belonging.credentials)
+            if self._insecure:
+                self._warn("nothing is encrypted, and whoever reaches this machine can take part")
+        self._belonging, self.id = belonging, belonging.peer
+        return belonging
+
+    async def _run(self, belonging: Belonging, asked: dict[str, Setting], firm: dict[str, Setting]) -> Result:
         instance = new_id()
         shell = Shell(
             self.id,
@@ -213,6 +272,8 @@ class Peer:
             status=self._status,
             checkpoints=self if self._out is not None else None,
             pool=BufferPool(),
+            admits=self._admits,
+            rekey=belonging.rekey,
         )
         self._shell, self._ended = shell, False
         if self._stop_asked:
@@ -224,7 +285,8 @@ class Peer:
                 seat=self.seat,
                 name=self.name,
                 addresses=self._transport.addresses[:16],
-                incarnation=self._checkpoint.incarnation + 1 if self._checkpoint else 0,
+                incarnation=belonging.incarnation,
+                key=belonging.identity.public,
             )
             now = time.monotonic()
             wait_until = None if self._wait_s is None else now + self._wait_s
@@ -238,15 +300,27 @@ class Peer:
                 wait_s=self._wait_s or 0.0,
                 complaint=complaint,
                 firm=firm,
+                identity=belonging.identity,
+                banned=belonging.banned,
+                rank=belonging.rank,
             )
             shell.use(self._core)
             shell.emit(Listening(peer=self.id, name=self.name, seat=self.seat, addresses=me.addresses))
             shell.handle(Tick())
-            for address in self._seeds:
+            for text in self._untold:
+                shell.warn(text)
+            self._untold.clear()
+            earlier = self._checkpoint.members if self._checkpoint else belonging.met()
+            for address in (*self._seeds, *earlier):
                 shell.handle(FoundEvent("", (address,)))
-            async with self._discovery(self._found, shell.warn) as discovery:
-                await discovery.announce(Announcement(self.id, self.network, self._announced()))
-                await asyncio.Event().wait()  # until the run is over and cancels this
+            async with asyncio.TaskGroup() as group:  # until the run is over and cancels this
+                group.create_task(
+                    belonging.watch(
+                        lambda change: shell.handle(KeyChosen(change)),
+                        lambda: self._core.members if self._core is not None else (),
+                    )
+                )
+                group.create_task(self._be_found(belonging, shell))
 
         try:
             outcome = await shell.run(first)
@@ -283,18 +357,18 @@ class Peer:
 
     def _announced(self) -> tuple[str, ...]:
         """What discovery tells: on all interfaces, it follows their addresses by itself."""
-        if self._everywhere and isinstance(self._transport, HttpTransport):
+        if self._interface is None and self._own_transport is None and isinstance(self._transport, HttpTransport):
             return (f"0.0.0.0:{self._transport.port}",)
         return self._transport.addresses
 
     # Checkpoints
 
-    def save(self, round: int, vector: Vector) -> None:
-        """Write the checkpoint with which `round` begins; called by the shell."""
-        assert self._out is not None
-        shell, recipe = self._shell, self._recipe
-        if shell is None or shell.learner is None or recipe is None:
-            return
+    def take(self, round: int, vector: Vector, state: State | None) -> Callable[[], object]:
+        """The checkpoint with which `round` begins, to be written; called by the shell."""
+        assert self._generations is not None
+        assert self._shell is not None
+        assert self._shell.learner is not None
+        generations, layout = self._generations, self._shell.learner.layout
         me = next((m for m in self._core.members if m.peer == self.id), None) if self._core else None
         checkpoint = Checkpoint(
             peer=self.id,
@@ -304,8 +378,23 @@ class Peer:
             incarnation=me.incarnation if me else 0,
             round=round,
             settings=dict(self._settings),
+            members=self._addresses_of_others(),
         )
-        save_model(self._checkpoint_path, vector, shell.learner.layout, checkpoint)
+        return lambda: generations.save(Saved(checkpoint, vector, state), layout)
+
+    def _addresses_of_others(self) -> tuple[str, ...]:
+        """Where to look for the network the next time: addresses of its members, each one's first one first."""
+        members = self._core.members if self._core is not None else ()
+        others = [m.addresses for m in members if m.peer != self.id and m.state not in ("dead", "left")]
+        by_rank = [address for rank in zip_longest(*others) for address in rank if address is not None]
+        return tuple(dict.fromkeys(by_rank))[:_REMEMBERED]
+
+    def _warn(self, text: str) -> None:
+        """From any thread, before or while running."""
+        if self._shell is None:
+            self._untold.append(text)
+        else:
+            self._shell.warn_from_thread(text)
 
     @property
     def model_path(self) -> Path | None:
@@ -324,9 +413,9 @@ class Peer:
     def _read_checkpoint(self) -> Checkpoint:
         if self._out is None:
             raise UsageError("--resume needs --out: the folder of the run to go on with")
-        if not self._checkpoint_path.exists():
+        if self._generations is None or not self._generations.exist:
             raise UsageError(f"there is no checkpoint {self._checkpoint_path}; start without --resume")
-        checkpoint = read_checkpoint(self._checkpoint_path)
+        checkpoint = self._generations.newest()
         if checkpoint.network != self.network:
             raise UsageError(f"the checkpoint is of network {checkpoint.network!r}: use --network {checkpoint.network}")
         return checkpoint
@@ -345,9 +434,32 @@ class Peer:
 
     # Pieces of a run
 
+    async def _be_found(self, belonging: Belonging, shell: Shell) -> None:
+        """Look for others and be announced to them, anew with each key."""
+        make = self._own_discovery or _mdns(belonging.tags, self._interface)
+        async with make(self._found, shell.warn) as discovery:
+            self._verified = discovery.verified
+            while True:
+                belonging.changed.clear()
+                discovery.listen_for(belonging.tags)
+                await discovery.announce(belonging.announcement(self._announced()))
+                await belonging.changed.wait()
+
     def _found(self, candidate: Candidate) -> None:
-        if self._shell is not None:
-            self._shell.handle(FoundEvent(candidate.peer, candidate.addresses))
+        shell, belonging = self._shell, self._belonging
+        if shell is None or belonging is None:
+            return
+        known = belonging.known(candidate.peer, self._core.members if self._core is not None else ())
+        if known is not None:
+            # What a peer has signed comes first: the LAN may add to it, and takes nothing away.
+            shell.handle(FoundEvent(known.peer, tuple(dict.fromkeys((*known.addresses, *candidate.addresses)))))
+        else:
+            shell.handle(FoundEvent("" if belonging.encrypted else candidate.peer, candidate.addresses))
+
+    def _admits(self, peer: PeerId) -> bool:
+        """Whether a peer may have the model to begin with."""
+        members = self._core.members if self._core is not None else ()
+        return any(member.peer == peer and member.state in ("lobby", "member") for member in members)
 
     def _prepare(self, settings: Settings) -> tuple[Prepared, Learner]:
         """Model and data for a recipe; runs in the worker thread."""
@@ -385,6 +497,7 @@ class Peer:
                 patience=recipe.patience,
                 min_deadline_s=recipe.min_deadline_s,
                 max_wait_s=recipe.max_wait_s,
+                healing=recipe.healing,
             ),
             layout=learner.layout.digest,
             tensors=learner.layout.describe(),
@@ -401,21 +514,28 @@ class Peer:
                 raise RecipeError(
                     "the network's recipe is not the one of the checkpoint; start without --resume, in a new --out"
                 )
-            vector, round = read_vector(self._checkpoint_path, learner.layout), self._checkpoint.round
-        elif self._init is not None:
-            vector, round = read_vector(self._init, learner.layout), 0
+            assert self._generations is not None
+            saved = self._generations.read(learner.layout)
+            learner.load(saved.vector)
+            if saved.learner is not None and isinstance(learner, Stateful):
+                learner.restore(saved.learner)
+            return saved.vector, saved.facts.round
+        if self._init is not None:
+            vector = read_vector(self._init, learner.layout)
+            learner.load(vector)
         else:
             vector = torch.empty(learner.layout.size, dtype=learner.layout.torch_dtype)
             learner.parameters(vector)
-            return vector, 0
-        learner.load(vector)
-        return vector, round
+        return vector, 0
 
     def _note(self, event: RunEvent) -> None:
         if isinstance(event, RoundFinished):
             self._history.append(event)
         elif isinstance(event, StateChanged):
             self._state = event.state
+        elif isinstance(event, PeerJoined) and self._belonging is not None:
+            for name in self._belonging.names(event.other):
+                self._verified(name)
 
     def _status(self) -> bytes:
         core, recipe = self._core, self._recipe
@@ -427,6 +547,7 @@ class Peer:
             "model": recipe.model if recipe is not None else "",
             "round": core.round if core is not None else 0,
             "state": self._state,
+            "encrypted": self._belonging is not None and self._belonging.encrypted,
         }
         return json.dumps(facts).encode()
 
@@ -491,14 +612,13 @@ def new_id() -> PeerId:
     return base64.b32encode(secrets.token_bytes(16)).decode().rstrip("=").lower()
 
 
-def _lan_transport(interface: str | None, port: int | None) -> HttpTransport:
-    if interface is None:
-        return HttpTransport(("0.0.0.0",), port, advertised=lambda: local_addresses(None))
-    return HttpTransport(local_addresses(interface), port)
+def _lan_transport(interface: str | None, port: int | None, credentials: Credentials | None) -> HttpTransport:
+    hosts = listening_hosts(interface)
+    return HttpTransport(hosts, port, advertised=lambda: local_addresses(interface), credentials=credentials)
 
 
-def _mdns(network: str, interface: str | None) -> DiscoveryFactory:
-    return lambda found, warn: MdnsDiscovery(network, found, warn, interface=interface)
+def _mdns(tags: tuple[str, ...], interface: str | None) -> DiscoveryFactory:
+    return lambda found, warn: MdnsDiscovery(tags, found, warn, interface=interface)
 
 
 def no_discovery(found: Found, warn: Callable[[str], None]) -> Discovery:

@@ -9,6 +9,7 @@ import multiprocessing.connection
 import multiprocessing.forkserver
 import multiprocessing.resource_tracker
 import os
+import secrets
 import signal
 import threading
 import time
@@ -27,6 +28,7 @@ from p2pfl.events import Listening, RunEvent
 from p2pfl.types import Setting
 
 _PRELOADED = ["p2pfl.peer", "p2pfl.learning.by_name", "p2pfl.processes", "aiohttp", "zeroconf"]
+_CLONE_NEWNET = 0x40000000
 _GRACE_S = 5.0  # for a child to leave by itself
 
 
@@ -46,6 +48,10 @@ class PeerSpec(msgspec.Struct, frozen=True, kw_only=True):
     port: int = 0
     mdns: bool = True
     peers: tuple[str, ...] = ()
+    key: str | None = None  # the network's, as a token; without it nothing is encrypted
+    identity: str | None = None  # the file of its own key; one for this run alone unless given
+    resume: bool = False  # from the checkpoint in `out`
+    namespace: str | None = None  # the network namespace to live in: a host of its own, on Linux and as root
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -70,9 +76,15 @@ class Ended(msgspec.Struct, frozen=True, tag=True):
     kind: str = ""  # class of the error
 
 
-Told: TypeAlias = RunEvent | Partition | Ended
+class Pulse(msgspec.Struct, frozen=True, tag=True):
+    """A child's answer to `pulse`: its event loop goes round, with so many tasks."""
+
+    tasks: int
+
+
+Told: TypeAlias = RunEvent | Partition | Ended | Pulse
 _decoder_events: msgspec.json.Decoder[RunEvent] = msgspec.json.Decoder(RunEvent)
-_decoder_others: msgspec.json.Decoder[Partition | Ended] = msgspec.json.Decoder(Partition | Ended)
+_decoder_others: msgspec.json.Decoder[Partition | Ended | Pulse] = msgspec.json.Decoder(Partition | Ended | Pulse)
 
 
 class Processes:
@@ -138,7 +150,7 @@ class Processes:
         return bool(self._running)
 
     def command(self, number: int, *words: str) -> None:
-        """Tell a child something: `stop`, or `peer HOST:PORT`."""
+        """Tell a child something: `stop`, `peer HOST:PORT`, or `pulse`."""
         if number in self._running:
             try:
                 self._running[number][1].send_bytes(" ".join(words).encode())
@@ -227,6 +239,7 @@ def _peer(encoded: bytes, connection: Connection) -> None:
     """A child that is a peer."""
     import asyncio
 
+    from p2pfl.identity import SECRET_BYTES, Identity
     from p2pfl.learning.by_name import NamedLearning
     from p2pfl.peer import Peer, no_discovery
     from p2pfl.shell import single_thread
@@ -234,6 +247,8 @@ def _peer(encoded: bytes, connection: Connection) -> None:
     _ignore_interrupts()
     single_thread()
     spec = msgspec.json.decode(encoded, type=PeerSpec)
+    if spec.namespace is not None:
+        enter_namespace(spec.namespace)
     pipe = _Pipe(connection)
     learning = NamedLearning(
         data=spec.data, part=spec.part, target=spec.target, seat=spec.seat, own_model=spec.own_model
@@ -248,7 +263,12 @@ def _peer(encoded: bytes, connection: Connection) -> None:
         loop = asyncio.get_running_loop()
 
         def heard(words: list[str]) -> None:
-            act = peer.stop if words[0] == "stop" else lambda: peer.add_peer(words[1])
+            acts: dict[str, Callable[[], None]] = {
+                "stop": peer.stop,
+                "peer": lambda: peer.add_peer(words[1]),
+                "pulse": lambda: pipe.tell(Pulse(len(asyncio.all_tasks(loop)))),
+            }
+            act = acts[words[0]]
             with suppress(RuntimeError):  # the run is over, and its loop closed
                 loop.call_soon_threadsafe(act)
 
@@ -261,11 +281,15 @@ def _peer(encoded: bytes, connection: Connection) -> None:
             spec.name,
             build,
             network=spec.network,
+            key=spec.key,
+            insecure=spec.key is None,
+            identity=Identity(secrets.token_bytes(SECRET_BYTES)) if spec.identity is None else Path(spec.identity),
             seat=spec.seat,
             interface=spec.interface,
             port=spec.port,
             peers=spec.peers,
             out=spec.out,
+            resume=spec.resume,
             sinks=(sink,),
             discovery=None if spec.mdns else no_discovery,
             facts=learning.facts,
@@ -278,6 +302,19 @@ def _peer(encoded: bytes, connection: Connection) -> None:
         return Ended(result.accuracy, result.loss)
 
     pipe.tell(asyncio.run(run()))
+
+
+def enter_namespace(name: str) -> None:
+    """Sockets made from here on, in this thread and those it starts, are of that network namespace.
+
+    Raises:
+        OSError: there is none of that name, or this process may not.
+    """
+    import ctypes
+
+    with Path("/var/run/netns", name).open() as file:  # `os.setns` comes with Python 3.12
+        if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), _CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"the network namespace {name} cannot be entered")
 
 
 def _reference(encoded: bytes, connection: Connection) -> None:

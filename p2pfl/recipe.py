@@ -20,7 +20,14 @@ from p2pfl.topology_files import load_schedule
 from p2pfl.types import Setting
 
 # How long and how patiently a run goes on: a model can be trained further under other values of these.
-PACE: Mapping[str, Any] = {"rounds": 0, "min_peers": 1, "patience": 1.0, "min_deadline_s": 1.0, "max_wait_s": 1.0}
+PACE: Mapping[str, Any] = {
+    "rounds": 0,
+    "min_peers": 1,
+    "patience": 1.0,
+    "min_deadline_s": 1.0,
+    "max_wait_s": 1.0,
+    "healing": "catch-up",
+}
 _R = TypeVar("_R", bound="NetworkRecipe")
 LONGEST_TEXT = 1 << 14  # characters of a setting, as the hello takes them
 
@@ -32,6 +39,7 @@ _CountOrNone: TypeAlias = Annotated[int, Meta(ge=0, le=_MOST)]
 _SeedOrSame: TypeAlias = Annotated[int, Meta(ge=-1, le=_LARGEST_SEED)]
 _Seconds: TypeAlias = Annotated[float, Meta(gt=0)]
 Engine: TypeAlias = Literal["auto", "event", "matrix", "scalars", "ray"]
+Healing: TypeAlias = Literal["catch-up", "average"]
 Algorithm: TypeAlias = Literal["d-psgd", "alone", "fedavg", "pooled"]
 
 
@@ -55,6 +63,7 @@ class NetworkRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     patience: Annotated[float, Meta(ge=1)] = 3.0
     min_deadline_s: _Seconds = 2.0
     max_wait_s: _Seconds = 600.0
+    healing: Healing = "catch-up"
 
     @property
     def fingerprint(self) -> str:
@@ -136,6 +145,7 @@ _ABOUT: Mapping[str, str] = {
     "patience": "a round waits this many times as long as its median neighbor took",
     "min_deadline_s": "but at least this long",
     "max_wait_s": "and this long while fewer than half have come",
+    "healing": "a split network meets again: its smaller part takes over the others' model (catch-up), or average",
     "peers": "how many are simulated",
     "algorithm": "d-psgd, or a reference: alone (nobody averages), fedavg (the exact average each round), pooled",
     "data": "mnist10k, digits, quadratic:dim=10, a torchvision name, .csv, .npz, a folder, or module:function",

@@ -5,9 +5,10 @@ thread, so that the network is served meanwhile; whatever is started here belong
 """
 
 import asyncio
+import math
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,15 +18,16 @@ from typing import Protocol, TypeVar
 import msgspec
 import torch
 
+from p2pfl.bodies import Bodies, payload
 from p2pfl.conversations import Conversations, Traffic
-from p2pfl.errors import FetchError
-from p2pfl.events import RoundFinished, RunEvent, ShareRejected, ShareSent, Sink, Warned
+from p2pfl.errors import ModelError
+from p2pfl.events import Refusal, RoundFinished, RunEvent, ShareRejected, Sink, Warned
 from p2pfl.layout import Layout, Vector
 from p2pfl.learning.learner import Learner
-from p2pfl.mixing import is_finite, mix
+from p2pfl.mixing import measured, mix
 from p2pfl.network.buffers import BufferPool
-from p2pfl.network.transport import Body, Service, Transport, body_of
-from p2pfl.protocol.messages import Settings
+from p2pfl.network.transport import Service, Transport, Turned
+from p2pfl.protocol.messages import KeyChange, Settings
 from p2pfl.protocol.participant import (
     Abandon,
     Close,
@@ -36,13 +38,13 @@ from p2pfl.protocol.participant import (
     Emit,
     Event,
     Fetch,
-    Fetched,
-    FetchFailed,
+    Hash,
     Mix,
     Mixed,
     Participant,
     Prepare,
     Prepared,
+    Rekey,
     Save,
     Send,
     Serve,
@@ -51,18 +53,21 @@ from p2pfl.protocol.participant import (
     Train,
     Trained,
 )
+from p2pfl.state import State, Stateful
 from p2pfl.types import PeerId
 
 _FLUSH_S = 1.25  # for the last messages when leaving
-_CHECKED_INLINE = 1 << 18  # elements whose finite check is not worth a change of thread
 _T = TypeVar("_T")
 
 
 class Checkpoints(Protocol):
     """Where models are saved after each round."""
 
-    def save(self, round: int, vector: Vector) -> None:
-        """Write the model with which a round begins. Called in a thread of its own."""
+    def take(self, round: int, vector: Vector, state: State | None) -> Callable[[], object]:
+        """Take down the model with which a round begins, the learner's state then, and all else as it is now.
+
+        What is returned writes it, in a thread of its own.
+        """
         ...
 
 
@@ -72,7 +77,7 @@ class Outcome:
 
     round: int
     error: str
-    failures: dict[str, int] = field(default_factory=dict)  # refused or lost shares by reason
+    failures: dict[str, int] = field(default_factory=dict)  # what was refused or lost, by reason
 
 
 class Shell:
@@ -89,6 +94,8 @@ class Shell:
         status: Callable[[], bytes],
         checkpoints: Checkpoints | None = None,
         pool: BufferPool | None = None,
+        admits: Callable[[PeerId], bool] = lambda peer: True,
+        rekey: Callable[[KeyChange], None] = lambda change: None,
     ) -> None:
         """Nothing starts before `run`.
 
@@ -96,6 +103,8 @@ class Shell:
             prepare: builds model and data for settings, in the worker thread.
             sink: takes the events, on the event loop.
             status: what to tell whoever lists the network, as JSON.
+            admits: whether a peer belongs to the network, so that it may have the model to begin with.
+            rekey: accepts another key of the network, uses it, keeps it.
         """
         self._me = me
         self._core = core
@@ -110,18 +119,32 @@ class Shell:
         self.failures: Counter[str] = Counter()
         self._began = time.monotonic()
         self._round_began = self._began
+        self._row_sum: float | None = None  # of the weights that were mixed last
         self.learner: Learner | None = None
         self._loaded: Vector | None = None  # what the learner holds, if nothing was trained since
-        self._talk = Conversations(transport, self.handle, self.traffic, self.failures)
-        self._hosts: dict[PeerId, str] = {}  # the address at which a peer's last body came
-        self._served: dict[str, Serve] = {}
+        self._talk = Conversations(me, transport, self.handle, self.traffic, self.emit)
+        self._bodies = Bodies(
+            me,
+            transport,
+            self._pool,
+            self.traffic,
+            lambda: self._learner().layout,
+            admits,
+            self._talk.seen.get,
+            self.handle,
+            self.emit,
+        )
+        self._rekey = rekey
         self._fetches: dict[tuple[PeerId, str], asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = threading.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="p2pfl-worker")
         self._saver = ThreadPoolExecutor(1, thread_name_prefix="p2pfl-saver")
         self._saving = False
-        self._unsaved: Save | None = None
+        # The newest one alone; taken out by the thread that writes it: what is canceled before is still there then.
+        self._unsaved: deque[Callable[[], object]] = deque(maxlen=1)
+        self._state: State | None = None  # the learner's, as of the last mixing
+        self._stateless = False  # what it has cannot be written down, and that was told
         self._group: asyncio.TaskGroup | None = None
         self._done: asyncio.Future[Done] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -141,7 +164,7 @@ class Shell:
         """
         self._loop = asyncio.get_running_loop()
         self._done = self._loop.create_future()
-        service = Service(self._talk.accept, self._body, self._sent, self._status)
+        service = Service(self._talk.accept, self._bodies.body, self._bodies.sent, self._status, self._turned)
         try:
             async with self._transport.serving(service), asyncio.TaskGroup() as group:
                 self._group = group
@@ -157,8 +180,7 @@ class Shell:
             self._close()
             await asyncio.to_thread(self._worker.shutdown)
             await asyncio.to_thread(self._saver.shutdown)
-            if self._unsaved is not None and self._checkpoints is not None:
-                await asyncio.to_thread(self._checkpoint, self._unsaved)
+            await asyncio.to_thread(self._write_unsaved)
         if self._error is not None:
             raise self._error
         return Outcome(done.round, done.error, dict(self.failures))
@@ -229,11 +251,13 @@ class Shell:
             case Mix():
                 self._spawn(self._mix(effect))
             case Serve():
-                self._served[effect.token] = effect
+                self._bodies.serve(effect)
             case Drop(token):
-                self._served.pop(token, None)
+                self._bodies.drop(token)
+            case Hash(token):
+                self._spawn(self._bodies.hash(token))
             case Fetch(peer, _, offer):
-                task = self._spawn(self._fetch(effect))
+                task = self._spawn(self._bodies.fetch(effect))
                 if task is not None:
                     self._fetches[peer, offer.token] = task
                     task.add_done_callback(lambda _: self._fetches.pop((peer, offer.token), None))
@@ -241,11 +265,15 @@ class Shell:
                 if (peer, token) in self._fetches:
                     self._fetches[peer, token].cancel()
             case Dial(key, addresses):
-                self._spawn(self._talk.dial(key, self._addresses(key, addresses)))
+                self._spawn(self._talk.dial(key, self._bodies.addresses(key, addresses)))
             case Prepare(settings):
                 self._spawn(self._build(settings))
-            case Save():
-                self._spawn(self._save(effect))
+            case Rekey(change):
+                self._rekey(change)
+            case Save(round, vector):
+                if self._checkpoints is not None:
+                    self._unsaved.append(self._checkpoints.take(round, vector, self._state))
+                    self._spawn(self._save())
             case Done():
                 self._talk.open = False
                 if self._done is not None and not self._done.done():
@@ -262,9 +290,10 @@ class Shell:
                 "bytes_received": now.received - before.received,
                 "control_bytes_sent": now.control_sent - before.control_sent,
                 "control_bytes_received": now.control_received - before.control_received,
+                "row_sum": self._row_sum,
             }
             self._reported = Traffic(now.sent, now.received, now.control_sent, now.control_received)
-        if isinstance(event, ShareRejected):
+        if isinstance(event, ShareRejected | Refusal):
             self.failures[event.reason] += 1
         self._sink(msgspec.structs.replace(event, **fields))
 
@@ -289,7 +318,16 @@ class Shell:
             self._loaded = None
             result = learner.train(effect.round, effect.budget_s, self._stopping.is_set)
             learner.parameters(trained)
-            return Trained(effect.round, trained, result.steps, result.full_steps, result.loss, result.seconds)
+            return Trained(
+                effect.round,
+                trained,
+                result.steps,
+                result.full_steps,
+                result.loss,
+                result.seconds,
+                payload(learner.layout, trained),
+                measured(trained)[1],
+            )
 
         event = await self._work(work)
         if not self._stopping.is_set():
@@ -306,6 +344,8 @@ class Shell:
             learner.load(mixed)
             self._loaded = mixed
             result = learner.evaluate()
+            self._state = self._state_of(learner)
+            self._row_sum = math.fsum((effect.own_weight, *(weight for weight, _ in effect.received)))
             return Mixed(
                 effect.round,
                 mixed,
@@ -318,27 +358,37 @@ class Shell:
 
         self.handle(await self._work(work))
 
-    async def _save(self, effect: Save) -> None:
+    async def _save(self) -> None:
         """Write a checkpoint beside the next round's training; what is overtaken while another is written is left."""
-        self._unsaved = effect
-        if self._checkpoints is None or self._saving:
+        if self._saving:
             return
         self._saving = True
         loop = asyncio.get_running_loop()
         try:
-            while (due := self._unsaved) is not None:
-                self._unsaved = None
-                await loop.run_in_executor(self._saver, self._checkpoint, due)
+            while self._unsaved:
+                await loop.run_in_executor(self._saver, self._write_unsaved)
         finally:
             self._saving = False
 
-    def _checkpoint(self, due: Save) -> None:
-        assert self._checkpoints is not None  # else nothing is saved
+    def _write_unsaved(self) -> None:
+        while self._unsaved:
+            self._unsaved.pop()()
+
+    def _state_of(self, learner: Learner) -> State | None:
+        """A copy for the next checkpoint; taken in the worker thread, where training cannot change it meanwhile."""
+        if self._checkpoints is None or self._stateless or not isinstance(learner, Stateful):
+            return None
         try:
-            self._checkpoints.save(due.round, due.vector)
-        except OSError as error:
-            text = f"the checkpoint of round {due.round} was not written: {error}; training goes on"
-            self._loop.call_soon_threadsafe(self.warn, text)
+            return learner.state()
+        except ModelError as error:
+            self._stateless = True
+            text = f"checkpoints have the model alone: {error}; what goes on from one begins with a new optimizer"
+            self.warn_from_thread(text)
+            return None
+
+    def warn_from_thread(self, text: str) -> None:
+        """`warn`, from another thread than the event loop's."""
+        self._loop.call_soon_threadsafe(self.warn, text)
 
     async def _work(self, function: Callable[..., _T], *arguments: object) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
@@ -352,66 +402,17 @@ class Shell:
         buffer = self._pool.take(layout.framed_bytes)
         return layout.vector_in(buffer.data)
 
-    # Models of others, and for others
-
-    async def _fetch(self, effect: Fetch) -> None:
-        layout = self._learner().layout
-        offer = effect.offer
-        try:
-            if offer.bytes != layout.framed_bytes:
-                raise FetchError("wrong size", f"{offer.bytes} bytes")
-            buffer = self._pool.take(layout.framed_bytes)
-            await self._fetch_from_any(effect, buffer.data)
-            if bytes(buffer[: len(layout.header)]) != layout.header:
-                raise FetchError("malformed header", "the framing is not that of the layout")
-        except FetchError as error:
-            self.handle(FetchFailed(effect.peer, offer, error.reason))
-            return
-        self.traffic.received += layout.framed_bytes
-        vector = layout.vector_in(buffer.data)
-        del buffer
-        if layout.size <= _CHECKED_INLINE:
-            finite = is_finite(vector)
-        else:
-            finite = await asyncio.to_thread(is_finite, vector)
-        self.handle(Fetched(effect.peer, offer, vector, finite))
-
-    async def _fetch_from_any(self, effect: Fetch, into: memoryview) -> None:
-        addresses = self._addresses(effect.peer, effect.addresses)
-        failure = FetchError("unreachable", "no address is known")
-        for address in addresses[:4]:
-            try:
-                await self._transport.fetch(address, effect.offer.token, self._me, into)
-            except FetchError as error:
-                failure = error
-                if error.reason != "unreachable":
-                    raise
-            else:
-                self._hosts[effect.peer] = address
-                return
-        raise failure
-
-    def _addresses(self, peer: PeerId, told: tuple[str, ...]) -> list[str]:
-        """What worked last, where the peer was seen, what it told: it may know no better than its loopback address."""
-        known = (self._hosts.get(peer), self._talk.seen.get(peer), *told)
-        return list(dict.fromkeys(address for address in known if address))
-
-    def _body(self, token: str, peer: str) -> Body | None:
-        served = self._served.get(token)
-        if served is None or self.learner is None:
-            return None
-        header, vector = self.learner.layout.header, served.vector
-        return body_of(memoryview(header), vector.numpy().view("uint8").data)
-
-    def _sent(self, token: str, peer: str, size: int) -> None:
-        self.traffic.sent += size
-        served = self._served.get(token)
-        if served is not None and peer in served.targets:
-            self.emit(ShareSent(peer=self._me, round=self._round_of(token), other=peer, bytes=size))
-
-    @staticmethod
-    def _round_of(token: str) -> int:
-        return int(token.partition(".")[0].rpartition("-")[2])
+    def _turned(self, turned: Turned) -> None:
+        """The transport has turned something away."""
+        refusal = Refusal(
+            peer=self._me,
+            what=turned.what,
+            reason=turned.reason,
+            other=turned.peer,
+            remote=turned.remote,
+            detail=turned.detail,
+        )
+        self.emit(refusal)
 
     # Tasks
 

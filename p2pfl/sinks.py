@@ -1,7 +1,6 @@
 """Sinks: where events go. Each is a callable `(RunEvent) -> None`; the files of a run are written by one of them."""
 
 import csv
-import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, TextIO
 
 import msgspec
 
+from p2pfl import durable
 from p2pfl.events import (
     Finished,
     Listening,
@@ -219,12 +219,7 @@ class RunFiles:
 def write_summary(folder: Path, summary: Mapping[str, object]) -> None:
     """Write `summary.json` of a run: a crash leaves the old one or the new one, never half of one. Raises OSError."""
     text = msgspec.json.format(msgspec.json.encode(summary), indent=2)
-    temporary = folder / f".summary.json.{os.getpid()}"
-    try:
-        temporary.write_bytes(text + b"\n")
-        temporary.replace(folder / "summary.json")
-    finally:
-        temporary.unlink(missing_ok=True)
+    durable.write(folder / "summary.json", text, b"\n")
 
 
 def _short(value: object) -> object:

@@ -31,6 +31,7 @@ from p2pfl.types import seat_order
 
 _Node: TypeAlias = int | str
 _SUFFIXES = (".toml", ".graphml", ".edgelist", ".txt")
+_MOST_NODES = 1 << 14  # in a file; more admits larger graphs, and costs more on a file with a slip in a number
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -159,11 +160,10 @@ def _read(path: Path, nodes: int | None, connected: bool) -> Topology:
     try:
         topology = _toml(path) if kind == ".toml" else _graphml(path) if kind == ".graphml" else _edge_list(path)
         if connected and not topology.connected:
-            sizes = [len(part) for part in topology.components]
+            sizes = [str(len(part)) for part in topology.components]
+            shown = ", ".join(sizes if len(sizes) <= 20 else [*sizes[:20], "…"])
             one_way = ", following the arcs," if topology.directed else ""
-            raise TopologyError(
-                f"it is not connected{one_way} but falls into parts of {', '.join(map(str, sizes))} nodes: link them"
-            )
+            raise TopologyError(f"it is not connected{one_way} but falls into parts of {shown} nodes: link them")
         return topology if nodes is None else named.fitting(topology, nodes)
     except FileNotFoundError as error:
         raise TopologyError(f"there is no topology file {str(path)!r}; ready ones, by bare name: {_ready()}") from error
@@ -209,6 +209,8 @@ def _positions(file: _File, pairs: list[tuple[_Node, _Node]]) -> dict[_Node, int
     if len(numbers) < 2 * len(pairs):
         raise TopologyError("its edges go between names: list them, nodes = [name, …]")
     count = 1 + max(numbers, default=0) if file.nodes is None else file.nodes
+    if count > _MOST_NODES:
+        raise TopologyError(f"it has {count} nodes; a file has at most {_MOST_NODES}: number them from 0 on")
     return {number: number for number in range(count)}
 
 

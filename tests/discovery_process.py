@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -26,7 +27,8 @@ class DiscoveryProcess:
     Args:
         start: runs a command, as `subprocess.Popen` or a host's `start`.
         warnings: what Python does with its warnings; whatever goes to standard error fails the test.
-        settings: `peer` (None: announce nothing), `network`, `port`, `interface`, `refresh_s`.
+        settings: `peer` (None: announce nothing), `network`, `port`, `interface`, `refresh_s`, `verify` (a candidate
+            that proves its key).
     """
 
     def __init__(self, start: Start, warnings: str = "error", **settings: Any) -> None:
@@ -81,6 +83,11 @@ class DiscoveryProcess:
                 return line
             self._passed.append(line)
 
+    def state(self) -> dict[str, Any]:
+        """Who is in its table now, its memory in bytes, and the seconds of processor time it took."""
+        self.process.send_signal(signal.SIGUSR1)
+        return self.wait("state")
+
     def events(self, event: str) -> list[dict[str, Any]]:
         """The lines of this event read so far."""
         return [line for line in self.seen if line["event"] == event]
@@ -100,7 +107,13 @@ async def run(settings: dict[str, Any]) -> None:
         print(json.dumps({"event": event, "at": time.monotonic(), **facts}), flush=True)
 
     def found(candidate: Candidate) -> None:
+        if candidate.peer == settings.get("verify"):
+            discovery.verified(candidate.peer)
         tell("found", peer=candidate.peer, addresses=list(candidate.addresses))
+
+    def state() -> None:
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        tell("state", peers=[one.peer for one in discovery.candidates()], bytes=resident, cpu_s=time.process_time())
 
     async with MdnsDiscovery(
         settings["network"],
@@ -114,6 +127,7 @@ async def run(settings: dict[str, Any]) -> None:
             await discovery.announce(
                 Announcement(settings["peer"], settings["network"], (f"0.0.0.0:{settings.get('port', 7700)}",))
             )
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, state)
         tell("ready", torch="torch" in sys.modules)
         await asyncio.to_thread(sys.stdin.read)
     tell("closed")

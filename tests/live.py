@@ -1,13 +1,15 @@
 """Peers as processes of their own, with real sockets and real mDNS. Tests wait for facts, with a deadline.
 
-On loopback they are forked from one server that has imported torch once, so that a peer costs milliseconds and not the
-seconds of that import; on a host of their own they are started afresh. What a process says is read in threads.
+They are forked from one server that has imported torch once, so that a peer costs milliseconds and not the seconds of
+that import; on a host of its own, the child first enters that host's network namespace. Commands on a host are started
+afresh. What a process says is read in threads.
 """
 
 import asyncio
 import json
 import multiprocessing
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -23,6 +25,9 @@ from types import TracebackType
 from typing import Any, Self, TextIO, TypeAlias
 
 from namespaces import Host
+
+from p2pfl.network_key import KEY_BYTES, NetworkKey
+from p2pfl.processes import enter_namespace
 
 _LOADED = os.getloadavg()[0] > (os.cpu_count() or 1)
 # Limits hold on a quiet machine. CI allows a factor, and so does one with more to do than it has cores.
@@ -88,9 +93,14 @@ class Running:
 
     def signal(self, number: signal.Signals) -> float:
         """Send a signal; returns when."""
-        assert self._process.pid is not None
-        os.kill(self._process.pid, number)
+        os.kill(self.pid, number)
         return time.monotonic()
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        assert self._process.pid is not None
+        return self._process.pid
 
     @property
     def ended(self) -> bool:
@@ -142,7 +152,13 @@ class Live:
 
     def __init__(self, folder: Path) -> None:
         self.network = f"n-{uuid.uuid4().hex[:12]}"  # no other test on this machine uses it at the same time
+        self.key = NetworkKey(self.network, secrets.token_bytes(KEY_BYTES))
         self.folder = folder
+        self.home = folder / "home"  # P2PFL_HOME of all its processes
+        kept = self.home / "networks" / self.network
+        kept.mkdir(parents=True, mode=0o700)
+        (kept / "key").touch(0o600)
+        (kept / "key").write_text(f"{self.key.token}\n")
         self._processes: list[Running] = []
         self._news = threading.Condition()
         self._context = multiprocessing.get_context("forkserver")
@@ -161,12 +177,13 @@ class Live:
                 assert not process.said("Traceback"), "\n".join([*process.out, *process.err])
 
     def peer(self, name: str, host: Host | None = None, **settings: Any) -> Running:
-        """Start a peer that learns one number: settings of `play`, or of the recipe."""
+        """Start a peer that learns one number: settings of `play`, or of the recipe. Encrypted, unless `insecure`."""
         interface = LOOPBACK if host is None else None
         spec = {"name": name, "network": self.network, "interface": interface, **settings}
-        if host is not None:
-            return self._start(name, host, [sys.executable, __file__, json.dumps(spec)])
-        return self._fork(name, _play, spec)
+        if not settings.get("insecure"):
+            # Of a network beside this one, too: the same bits under another name.
+            spec.setdefault("key", NetworkKey(spec["network"], self.key.secret).token)
+        return self._fork(name, _play, spec, host)
 
     def command(self, name: str, *arguments: str, host: Host | None = None, fork: bool = True) -> Running:
         """Start `p2pfl …`; its `--out` is the folder `name` where that is for `start` to take."""
@@ -199,7 +216,7 @@ class Live:
 
     def _start(self, name: str, host: Host | None, command: Sequence[str]) -> Running:
         path = os.pathsep.join((str(_ROOT), str(_ROOT / "tests")))
-        environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "400"}
+        environment = {**os.environ, "PYTHONPATH": path, "COLUMNS": "400", "P2PFL_HOME": str(self.home)}
         start = subprocess.Popen if host is None else host.start
         pipe = subprocess.PIPE
         process = start(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, env=environment)
@@ -207,10 +224,12 @@ class Live:
         assert process.stderr is not None
         return self._watch(Running(name, process, process.stdout, process.stderr, self._news))
 
-    def _fork(self, name: str, function: Callable[..., None], argument: Any) -> Running:
+    def _fork(self, name: str, function: Callable[..., None], argument: Any, host: Host | None = None) -> Running:
         pipes = [self._context.Pipe(duplex=False) for _ in range(2)]
         writers = [writer for _, writer in pipes]
-        process = self._context.Process(target=_forked, args=(*writers, function, argument), daemon=True)
+        namespace = None if host is None else host.namespace
+        arguments = (*writers, function, argument, str(self.home), namespace)
+        process = self._context.Process(target=_forked, args=arguments, daemon=True)
         process.start()
         streams = []
         for reader, writer in pipes:
@@ -227,11 +246,15 @@ class Live:
 # In the processes
 
 
-def _forked(out: Connection, err: Connection, function: Callable[[Any], None], argument: Any) -> None:
+def _forked(
+    out: Connection, err: Connection, function: Callable[[Any], None], argument: Any, home: str, namespace: str | None
+) -> None:
     signal.alarm(_LIFE_S)
+    if namespace is not None:
+        enter_namespace(namespace)
     # A fork server that `p2pfl.processes` started in this test run has SIGINT blocked, and so would its children.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    os.environ["COLUMNS"] = "400"
+    os.environ.update(COLUMNS="400", P2PFL_HOME=home)
     os.dup2(out.fileno(), 1)
     os.dup2(err.fileno(), 2)
     sys.stdout = open(1, "w", encoding="utf-8", buffering=1, closefd=False)  # noqa: SIM115
@@ -260,6 +283,7 @@ async def play(
     name: str,
     network: str,
     *,
+    key: str | None = None,
     target: float = 1.0,
     goal: float = 1.0,
     step_s: float = 0.01,
@@ -270,6 +294,8 @@ async def play(
 ) -> None:
     """Be a peer that learns the number `target` and prints its events; SIGTERM and SIGINT ask it to leave.
 
+    At SIGUSR1 it tells of its tasks.
+
     Args:
         goal: the number that its test loss is the squared distance from.
         step_s: how long a training step takes; it waits and does not compute.
@@ -279,11 +305,16 @@ async def play(
     import msgspec
 
     from p2pfl.errors import P2pflError
+    from p2pfl.identity import Identity
     from p2pfl.peer import Peer
     from p2pfl.shell import single_thread
 
     single_thread()
-    transport = _slow_reader(settings["interface"]) if slow_reader else None
+    transport = None
+    if slow_reader:
+        assert key is not None
+        settings["identity"] = Identity(secrets.token_bytes(32))
+        transport = _slow_reader(settings["interface"], key, settings["identity"])
 
     def sink(event: Any) -> None:
         facts = msgspec.to_builtins(event)
@@ -291,11 +322,20 @@ async def play(
 
     train, test = _rows(target, goal)
     peer = Peer(
-        name, paced(step_s, ballast), train, test, network=network, transport=transport, sinks=(sink,), **settings
+        name,
+        paced(step_s, ballast),
+        train,
+        test,
+        network=network,
+        key=key,
+        transport=transport,
+        sinks=(sink,),
+        **settings,
     )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, peer.stop)
+    loop.add_signal_handler(signal.SIGUSR1, lambda: _tell("Pulse", tasks=len(asyncio.all_tasks())))
     try:
         result = await peer.run(rounds)
     except P2pflError as error:
@@ -364,16 +404,22 @@ def endless() -> Any:
     return paced(60.0)
 
 
-def _slow_reader(interface: str) -> Any:
+def _slow_reader(interface: str, key: str, identity: Any) -> Any:
     from p2pfl.errors import FetchError
     from p2pfl.network.discovery import split_address
     from p2pfl.network.http import HttpTransport
+    from p2pfl.network.tls import Credentials
+    from p2pfl.network_key import KeyRing
+
+    credentials = Credentials(identity, KeyRing(NetworkKey.of_token(key)))
+    ((tag, context),) = credentials.client_contexts()
 
     class SlowReader(HttpTransport):
         async def fetch(self, address: str, token: str, peer: str, into: memoryview, owner: str = "") -> None:
             total = 0
             with suppress(OSError):
-                reader, writer = await asyncio.open_connection(*split_address(address), limit=4096)
+                host, port = split_address(address)
+                reader, writer = await asyncio.open_connection(host, port, limit=4096, ssl=context, server_hostname=tag)
                 try:
                     writer.write(f"GET /v1/body/{token}?peer={peer} HTTP/1.1\r\nHost: peer\r\n\r\n".encode())
                     while data := await reader.read(4096):
@@ -385,8 +431,4 @@ def _slow_reader(interface: str) -> Any:
                     writer.close()
             raise FetchError("broken off", f"after {total} bytes")
 
-    return SlowReader((interface,), None)
-
-
-if __name__ == "__main__":
-    _play(json.loads(sys.argv[1]))
+    return SlowReader((interface,), None, credentials=credentials)

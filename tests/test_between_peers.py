@@ -1,6 +1,7 @@
 """Facts between whole peers, over the memory network: nonsense from others, resuming, models that differ."""
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ from torch import nn
 
 from p2pfl.errors import RecipeError, UsageError
 from p2pfl.events import RoundFinished, RunEvent, ShareReceived, Started, Warned
+from p2pfl.identity import Identity
 from p2pfl.local import LocalNetwork
 from p2pfl.network.discovery import MemoryDiscovery, MemoryLan
 from p2pfl.network.memory import MemoryNetwork
 from p2pfl.peer import Peer, Result
 from p2pfl.protocol.agreement import agree, conflict
 from p2pfl.protocol.core import PeerCore
-from p2pfl.protocol.messages import Hello, Member, Refused, Running, Start, encode
-from p2pfl.protocol.participant import Done, LinkOpened, Prepare, Received, Send, Tick
+from p2pfl.protocol.messages import VERSIONS, Hello, Member, Refused, Running, Start, encode
+from p2pfl.protocol.participant import Done, Effect, LinkOpened, Prepare, Received, Send, Tick
 from p2pfl.protocol.progress import change_round
+from p2pfl.protocol.records import signed
 from p2pfl.recipe import complaint, recipe_of
 
 
@@ -61,24 +64,32 @@ def together(folder: Path | None, resume: bool, **asked: Any) -> dict[str, Resul
     [{"bogus": 1}, {"lr": -1.0}, {"rounds": "many"}, {"topology": "/etc/passwd"}, {"mixing": "os:system"}],
 )
 def test_settings_that_no_recipe_can_have_cost_their_sender_alone(asked: dict[str, Any]) -> None:
-    me, stranger = Member("mepeer00", "a", "a"), Member("strange0", "b", "b")
-    core = PeerCore(me, "n", "one", {}, max_body=1, complaint=complaint)
-    core.handle(Tick(), 0.0)
-    core.handle(LinkOpened(1), 0.0)
-    effects = core.handle(Received(1, Hello((1, 1), "n", "two", stranger, 1, asked)), 0.0)
-    assert any(isinstance(e, Send) and isinstance(e.message, Refused) for e in effects)
+    core, stranger = core_in_a_lobby()
+    effects = core.handle(Received(1, Hello(VERSIONS, "n", "two", stranger, 1, asked)), 0.0)
+    assert reasons(effects) == ["impossible settings"]
     assert not any(isinstance(e, Prepare | Done) for e in effects)
 
 
 def test_a_start_with_impossible_settings_is_refused() -> None:
-    me, other = Member("mepeer00", "a", "a"), Member("other000", "b", "b")
-    core = PeerCore(me, "n", "one", {}, max_body=1, complaint=complaint)
+    core, other = core_in_a_lobby()
+    assert reasons(core.handle(Received(1, Hello(VERSIONS, "n", "two", other, 1, {})), 0.0)) == []
+    effects = core.handle(Received(1, Start(Running({"lr": 0.0}, "f", "l", (), 0), "i", ())), 0.0)
+    assert reasons(effects) == ["impossible settings"]
+    assert core.state == "lobby"
+
+
+def core_in_a_lobby() -> tuple[PeerCore, Member]:
+    """A core with one connection, and the record of who is at its other end."""
+    mine, theirs = Identity(bytes(32)), Identity(bytes([1]) * 32)
+    core = PeerCore(Member(mine.peer, "a", "a"), "n", "one", {}, max_body=1, complaint=complaint, identity=mine)
     core.handle(Tick(), 0.0)
     core.handle(LinkOpened(1), 0.0)
-    core.handle(Received(1, Hello((1, 1), "n", "two", other, 1, {})), 0.0)
-    effects = core.handle(Received(1, Start(Running({"lr": 0.0}, "f", "l", (), 0), "i", ())), 0.0)
-    assert any(isinstance(e, Send) and isinstance(e.message, Refused) for e in effects)
-    assert core.state == "lobby"
+    return core, signed(Member(theirs.peer, "b", "b"), "n", theirs)
+
+
+def reasons(effects: Sequence[Effect]) -> list[str]:
+    """What the other end is told of why it is refused."""
+    return [e.message.reason for e in effects if isinstance(e, Send) and isinstance(e.message, Refused)]
 
 
 def test_a_mixing_that_does_not_exist_is_refused_where_it_is_asked_for() -> None:

@@ -3,11 +3,13 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ import torch
 from aiohttp import web
 from torch import nn
 
+from p2pfl import home as kept
 from p2pfl.cli import app
 from p2pfl.cli.peers import NO_ANSWER, NOT_A_PEER, Seen, Status, merged, printable, read_status
 from p2pfl.events import Listening, RunEvent
@@ -23,7 +26,7 @@ from p2pfl.network.mdns import MdnsDiscovery
 from p2pfl.peer import Peer
 
 LOOPBACK = "127.0.0.1"
-STATUS = {"name": "eve", "id": "e" * 26, "network": "n", "round": 3, "state": "training", "extra": [1]}
+STATUS = {"name": "eve", "id": "e" * 52, "network": "n", "round": 3, "state": "training", "extra": [1]}
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -49,8 +52,10 @@ def network() -> str:
 
 
 @asynccontextmanager
-async def living_peer(network: str) -> AsyncIterator[Peer]:
-    """A peer that waits for a second one."""
+async def living_peer(network: str, insecure: bool = False) -> AsyncIterator[Peer]:
+    """A peer that waits for a second one; its network's key is on this machine."""
+    if not insecure:
+        kept.create_network(network, exist_ok=True)
     listening = asyncio.Event()
 
     def sink(event: RunEvent) -> None:
@@ -58,7 +63,8 @@ async def living_peer(network: str) -> AsyncIterator[Peer]:
             listening.set()
 
     examples = (torch.zeros(8, 2), torch.zeros(8, dtype=torch.int64))
-    peer = Peer("alice", nn.Linear(2, 2), examples, network=network, interface=LOOPBACK, device="cpu", sinks=(sink,))
+    where = {"network": network, "insecure": insecure, "interface": LOOPBACK}
+    peer = Peer("alice", nn.Linear(2, 2), examples, **where, device="cpu", sinks=(sink,))
     task = asyncio.create_task(peer.run())
     try:
         async with asyncio.timeout(10):
@@ -114,9 +120,10 @@ def asked(run: Run, answer: bytes, status: int = 200) -> dict[str, Any]:
 # Peers
 
 
-def test_a_peer_found_by_mdns_and_by_address_is_listed_once(run: Run, network: str) -> None:
+@pytest.mark.parametrize("insecure", [False, True], ids=["encrypted", "insecure"])
+def test_a_peer_found_by_mdns_and_by_address_is_listed_once(run: Run, network: str, insecure: bool) -> None:
     async def scenario() -> tuple[tuple[int, str, str], Peer]:
-        async with living_peer(network) as peer:
+        async with living_peer(network, insecure) as peer:
             (address,) = peer._transport.addresses
             arguments = ["peers", "--seconds", "1", "--interface", LOOPBACK, "--network", network, "--json"]
             return await asyncio.to_thread(run, *arguments, "--peer", address), peer
@@ -130,7 +137,33 @@ def test_a_peer_found_by_mdns_and_by_address_is_listed_once(run: Run, network: s
     assert row["state"] == "waiting"
     assert row["round"] == 0
     assert row["answered"] is True
+    assert row["encrypted"] is not insecure
     assert [address.rpartition(":")[0] for address in row["addresses"]] == [LOOPBACK]
+
+
+def test_a_stranger_is_told_how_many_there_are_and_nothing_else(
+    run: Run, network: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> tuple[list[tuple[int, str, str]], Peer, str]:
+        async with living_peer(network) as peer:
+            (address,) = peer._transport.addresses
+            with monkeypatch.context() as stranger:
+                stranger.setenv("P2PFL_HOME", str(home.parent / "stranger"))
+                heard = await asyncio.to_thread(run, "peers", "--interface", LOOPBACK, "--json")
+                asked = await asyncio.to_thread(run, "peers", "--seconds", "0", "--peer", address, "--json")
+                return [heard, asked], peer, address
+
+    (heard, asked), peer, address = asyncio.run(scenario())
+    # Another test's peers may be on this machine's loopback at the same time.
+    assert json.loads(heard[1])["strangers"] >= 1
+    assert re.search(r"[1-9]\d* peers? of networks whose key is not on this machine", heard[2])
+    (row,) = json.loads(asked[1])["peers"]
+    assert (row["name"], row["id"], row["network"], row["answered"]) == ("", "", "", False)
+    assert row["addresses"] == [address]
+    ring = kept.ring_of(network)
+    assert ring is not None
+    for text in (*heard[1:], *asked[1:]):
+        assert not any(word in text for word in ("alice", network, peer.id, ring.key.tag, ring.key.alias(peer.id)))
 
 
 def test_table_in_a_pipe_is_plain_and_narrow(network: str) -> None:
@@ -150,7 +183,7 @@ def test_table_in_a_pipe_is_plain_and_narrow(network: str) -> None:
     assert done.stderr == ""
     assert "\x1b" not in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 60
-    assert done.stdout.split()[:3] == ["name", "id", "addresses"]
+    assert done.stdout.split()[:2] == ["name", "id"]
     assert "alice" in done.stdout
     assert peer_id[:8] in done.stdout
     assert peer_id not in done.stdout
@@ -162,7 +195,7 @@ def test_announced_peer_whose_address_leads_to_another_does_not_answer(run: Run,
             stranger(json.dumps(STATUS).encode()) as address,
             MdnsDiscovery(network, ignore, ignore, interface=LOOPBACK) as discovery,
         ):
-            await discovery.announce(Announcement("forged", network, (address,)))
+            await discovery.announce(Announcement("f" * 52, network, (address,)))
             return await asyncio.to_thread(
                 run, "peers", "--seconds", "1", "--interface", LOOPBACK, "--network", network, "--json"
             )
@@ -170,7 +203,28 @@ def test_announced_peer_whose_address_leads_to_another_does_not_answer(run: Run,
     code, out, _ = asyncio.run(scenario())
     assert code == 0
     (row,) = json.loads(out)["peers"]
-    assert (row["id"], row["name"], row["state"], row["answered"]) == ("forged", "", NO_ANSWER, False)
+    assert (row["id"], row["name"], row["state"], row["answered"]) == ("f" * 52, "", NO_ANSWER, False)
+
+
+@pytest.mark.fault(12)
+def test_who_advertises_as_a_member_without_the_key_is_not_named(run: Run, network: str) -> None:
+    ring = kept.create_network(network)
+    alias = ring.key.alias("v" * 52)  # as overheard on the LAN
+
+    async def scenario() -> tuple[int, str, str]:
+        async with (
+            stranger(json.dumps({**STATUS, "id": "v" * 52, "network": network}).encode()) as address,
+            MdnsDiscovery(ring.key.tag, ignore, ignore, interface=LOOPBACK) as discovery,
+        ):
+            await discovery.announce(Announcement(alias, ring.key.tag, (address,)))
+            return await asyncio.to_thread(
+                run, "peers", "--seconds", "1", "--interface", LOOPBACK, "--network", network, "--json"
+            )
+
+    code, out, _ = asyncio.run(scenario())
+    assert code == 0
+    (row,) = json.loads(out)["peers"]
+    assert (row["id"], row["name"], row["answered"]) == (alias, "", False)
 
 
 def test_network_leaves_out_peers_of_others(run: Run) -> None:
@@ -182,7 +236,7 @@ def test_network_leaves_out_peers_of_others(run: Run) -> None:
 
     code, out, err = asyncio.run(scenario())
     assert code == 0
-    assert json.loads(out) == {"peers": []}
+    assert json.loads(out) == {"peers": [], "strangers": 0}
     assert err == "p2pfl: nobody of network 'home'; heard of: n\n"
 
 
@@ -240,7 +294,7 @@ def test_a_mute_server_is_given_up(run: Run) -> None:
 def test_nobody_is_an_empty_list_and_a_hint(run: Run, network: str) -> None:
     code, out, err = run("peers", "--seconds", "0.1", "--interface", LOOPBACK, "--network", network, "--json")
     assert code == 0
-    assert json.loads(out) == {"peers": []}
+    assert json.loads(out)["peers"] == []
     assert err.startswith("p2pfl: nobody ")
     assert err.count("\n") == 1
 

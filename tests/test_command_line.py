@@ -18,6 +18,7 @@ from typer.main import get_command
 from p2pfl.cli import app
 from p2pfl.cli.options import fresh_folder, megabytes, part_of, percent, spread
 from p2pfl.errors import TopologyError, UsageError
+from p2pfl.home import create_network
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -38,7 +39,8 @@ def wrong(shape, outputs):
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    """Runs `p2pfl …` in this process, in a folder of its own: (exit status, stdout, stderr)."""
+    """Runs `p2pfl …` in this process, in a folder of its own, with one network: (exit status, stdout, stderr)."""
+    create_network("home")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "faulty_models.py").write_text(MODELS)
@@ -71,7 +73,9 @@ def refused(run: Run, *arguments: str) -> str:
 def start(run: Run, *arguments: str) -> str:
     """Why a peer that would be alone on loopback does not start."""
     alone = ("--interface", "127.0.0.1", "--device", "cpu", "--min-peers", "1", "--rounds", "1")
-    return refused(run, "start", "--network", f"n-{uuid.uuid4().hex[:12]}", *alone, *arguments)
+    network = f"n-{uuid.uuid4().hex[:12]}"
+    create_network(network)
+    return refused(run, "start", "--network", network, *alone, *arguments)
 
 
 def program(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -248,7 +252,7 @@ def commands() -> list[list[str]]:
 
 def test_these_are_the_commands() -> None:
     names = {words[0] for words in commands()}
-    assert {"demo", "start", "peers", "evaluate", "predict", "bench"} <= names
+    assert {"demo", "start", "network", "peers", "evaluate", "predict", "bench"} <= names
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
@@ -283,7 +287,20 @@ def test_help_shows_an_example_and_the_defaults(run: Run, words: list[str], monk
                 "baselines",
             ],
         ),
-        ("start", ["this machine's name", "home", "mnist10k", "refuse", "15", "2", "all", "auto", "runs/NETWORK-…"]),
+        (
+            "start",
+            [
+                "this machine's name",
+                "the only one that is",
+                "mnist10k",
+                "refuse",
+                "15",
+                "2",
+                "all",
+                "auto",
+                "runs/NETWORK-…",
+            ],
+        ),
     ],
 )
 def test_help_tells_these_defaults(run: Run, words: str, defaults: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,12 +347,17 @@ except SystemExit:
 # A peer that does start
 
 
-def test_a_peer_alone_writes_the_summary_it_prints(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("insecure", [False, True], ids=["encrypted", "insecure"])
+def test_a_peer_alone_writes_the_summary_it_prints(run: Run, tmp_path: Path, insecure: bool) -> None:
     settings = ("--min-peers", "1", "--rounds", "2", "--steps", "3", "--part", "1/40", "--seed", "3")
-    where = ("--interface", "127.0.0.1", "--device", "cpu", "--network", f"n-{uuid.uuid4().hex[:12]}")
-    status, out, _ = run("start", *settings, *where, "--name", "alice", "--out", "run", "--json")
+    where = ("--insecure", "--network", f"n-{uuid.uuid4().hex[:12]}") if insecure else ("--interface", "127.0.0.1")
+    status, out, err = run("start", *settings, *where, "--device", "cpu", "--name", "alice", "--out", "run", "--json")
     summary = json.loads(out)
     assert status == 0
+    assert ("INSECURE: nothing is encrypted" in err) is insecure
+    assert summary["encrypted"] is not insecure
+    assert summary["network"] == (where[-1] if insecure else "home")  # the only one whose key is here
+    assert ("at 127.0.0.1:" in err) is True
     assert summary == json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["peers"], summary["rounds"], summary["seed"], summary["failures"]) == (1, 2, 3, {})
     assert (tmp_path / "run" / "models" / "alice.safetensors").exists()

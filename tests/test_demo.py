@@ -33,6 +33,7 @@ ORPHANS_S = 15.0 * SLACK  # a child gives itself five seconds to leave in good o
 
 KEYS = {
     "peers",
+    "encrypted",
     "rounds",
     "topology",
     "algorithm",

@@ -4,6 +4,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from ipaddress import ip_network
 
 import pytest
 import zeroconf
@@ -24,8 +25,19 @@ from p2pfl.network.discovery import (
     join_address,
     split_address,
 )
-from p2pfl.network.interfaces import Interface, dialable, interfaces, local_addresses, ranked
-from p2pfl.network.mdns import SERVICE, MdnsDiscovery, browse, read_candidate
+from p2pfl.network.interfaces import (
+    Interface,
+    dialable,
+    has_ipv6,
+    interfaces,
+    listening_hosts,
+    local_addresses,
+    nearest,
+    ranked,
+    scoped,
+)
+from p2pfl.network.mdns import MdnsDiscovery, browse, join_each
+from p2pfl.network.service_records import SERVICE, read_candidate
 
 LOOPBACK = "127.0.0.1"
 
@@ -34,8 +46,8 @@ def announcement(peer: str, network: str = "n", address: str = "10.0.0.1:7700") 
     return Announcement(peer, network, (address,))
 
 
-def candidate(peer: str, address: str = "10.0.0.1:7700") -> Candidate:
-    return Candidate(peer, "n", (address,))
+def candidate(peer: str, address: str = "10.0.0.1:7700", network: str = "n") -> Candidate:
+    return Candidate(peer, network, (address,))
 
 
 # Discovery in memory
@@ -78,6 +90,37 @@ def test_memory_goodbye_forgets_and_other_networks_are_not_proposed() -> None:
                 assert [one.peer for one in a.candidates()] == ["b"]
             assert lost == ["b"]
             assert a.candidates() == ()
+
+    asyncio.run(scenario())
+
+
+def test_memory_peer_that_changes_its_name_is_forgotten_under_the_former_one() -> None:
+    async def scenario() -> None:
+        lan, found, lost = MemoryLan(), list[Candidate](), list[str]()
+        async with MemoryDiscovery(lan, "n", found.append, lost.append) as a, MemoryDiscovery(lan, "n", print) as b:
+            await b.announce(announcement("b"))
+            await b.announce(announcement("b2"))
+            assert lost == ["b"]
+            assert a.candidates() == (candidate("b2"),)
+
+    asyncio.run(scenario())
+
+
+def test_memory_tags_are_changed_at_run_time() -> None:
+    async def scenario() -> None:
+        lan, found, lost = MemoryLan(), list[Candidate](), list[str]()
+        async with (
+            MemoryDiscovery(lan, "old", found.append, lost.append) as a,
+            MemoryDiscovery(lan, None, print) as b,
+            MemoryDiscovery(lan, None, print) as c,
+        ):
+            await b.announce(announcement("b", network="old"))
+            await c.announce(announcement("c", network="new"))
+            a.listen_for({"old", "new"})
+            assert found == [candidate("b", network="old"), candidate("c", network="new")]
+            a.listen_for("new")
+            assert a.candidates() == (candidate("c", network="new"),)
+            assert lost == ["b"]
 
     asyncio.run(scenario())
 
@@ -153,8 +196,8 @@ def test_addresses_are_ordered_by_how_likely_others_reach_them() -> None:
     lo, docker = Interface("lo", (LOOPBACK,)), Interface("docker0", ("172.17.0.1",))
     wifi, wired = Interface("wlan0", ("192.168.1.7",)), Interface("eth0", ("10.0.0.7", "10.0.0.8"))
     lone = Interface("eth1", ("169.254.3.4",))
-    assert ranked([lo, docker, lone, wired, wifi], "192.168.1.7") == (wifi, wired, lone, docker, lo)
-    assert ranked([docker, wired, wifi], None) == (wired, wifi, docker)
+    assert ranked([lo, docker, lone, wired, wifi], {"192.168.1.7"}) == (wifi, wired, lone, docker, lo)
+    assert ranked([docker, wired, wifi], ()) == (wired, wifi, docker)
 
 
 def test_loopback_is_told_only_when_nothing_else_is_up() -> None:
@@ -162,6 +205,43 @@ def test_loopback_is_told_only_when_nothing_else_is_up() -> None:
     assert dialable([lo, wired]) == ("10.0.0.7", "10.0.0.8")
     assert dialable([lo]) == (LOOPBACK,)
     assert dialable([]) == ()
+
+
+def test_addresses_of_a_link_alone_are_told_last_and_without_their_scope() -> None:
+    wired = Interface("eth0", ("10.0.0.7", "fd77::7", "fe80::7%eth0"))
+    wifi = Interface("wlan0", ("10.1.0.7", "fe80::8%wlan0"))
+    assert dialable([wired, wifi]) == ("10.0.0.7", "fd77::7", "10.1.0.7", "fe80::7", "fe80::8")
+
+
+def test_addresses_of_a_link_alone_get_the_scopes_of_this_machine() -> None:
+    wired = Interface("eth0", ("10.0.0.7", "fe80::7%eth0"))
+    wifi, lo = Interface("wlan0", ("fe80::8%wlan0",)), Interface("lo", (LOOPBACK, "::1"))
+    up = (wired, wifi, lo)
+    assert scoped("fe80::9", up) == ("fe80::9%eth0", "fe80::9%wlan0")
+    assert scoped("fe80::9%wlan0", up) == ("fe80::9%wlan0", "fe80::9%eth0")
+    assert scoped("fe80::9%other", up) == ("fe80::9%eth0", "fe80::9%wlan0")
+    assert scoped("fe80::9", (lo,)) == ()
+    assert scoped("10.0.0.9", up) == ("10.0.0.9",)
+    assert scoped("fd77::9", up) == ("fd77::9",)
+    assert scoped("host.example", up) == ("host.example",)
+
+
+def test_another_machines_addresses_are_ordered_by_how_near_they_are() -> None:
+    up = (
+        Interface("eth0", ("192.168.1.7", "fe80::7%eth0"), (ip_network("192.168.1.0/24"), ip_network("fe80::/64"))),
+        Interface("docker0", ("172.17.0.1",), (ip_network("172.17.0.0/16"),)),
+        Interface("lo", (LOOPBACK, "::1"), (ip_network("127.0.0.0/8"), ip_network("::1/128"))),
+    )
+    hosts = ["172.17.0.1", "10.5.0.1", "192.168.1.9", "fd77::9", "fe80::9"]
+    assert nearest(hosts, up) == ("192.168.1.9", "10.5.0.1", "fd77::9", "fe80::9", "172.17.0.1")
+    assert nearest(hosts, ()) == ("172.17.0.1", "10.5.0.1", "192.168.1.9", "fd77::9", "fe80::9")
+
+
+def test_all_of_the_machine_or_one_interface_is_listened_on() -> None:
+    assert listening_hosts() == (("0.0.0.0", "::") if has_ipv6() else ("0.0.0.0",))
+    assert listening_hosts(LOOPBACK) == (LOOPBACK,)
+    loopback = next(one for one in interfaces() if one.loopback)
+    assert listening_hosts(loopback.name) == loopback.addresses
 
 
 def test_an_interface_is_chosen_by_name_or_address() -> None:
@@ -172,13 +252,13 @@ def test_an_interface_is_chosen_by_name_or_address() -> None:
 
 
 def test_unknown_interface_is_refused_and_the_known_ones_listed() -> None:
-    with pytest.raises(UsageError, match=r"no network interface 'no-such0' here; .*\(127\.0\.0\.1\)"):
+    with pytest.raises(UsageError, match=r"no network interface 'no-such0' here; .*\(127\.0\.0\.1[,)]"):
         local_addresses("no-such0")
 
 
 # Reading others' records
 
-GOOD = {b"v": b"1", b"net": b"n", b"id": b"peer"}
+GOOD = {b"v": b"1", b"net": b"n"}
 
 
 def test_record_becomes_a_candidate_with_its_addresses_in_a_fixed_order() -> None:
@@ -199,7 +279,6 @@ def test_addresses_of_one_candidate_are_capped() -> None:
         ("bad name", "a.b", GOOD, 7700, ["10.0.0.1"]),
         ("bad name", "x" * 64, GOOD, 7700, ["10.0.0.1"]),
         ("bad name", "pe\x1b[2Jer", GOOD, 7700, ["10.0.0.1"]),
-        ("bad text", "other", GOOD, 7700, ["10.0.0.1"]),
         ("bad text", "peer", {}, 7700, ["10.0.0.1"]),
         ("bad text", "peer", GOOD | {b"v": b"-1"}, 7700, ["10.0.0.1"]),
         ("bad text", "peer", GOOD | {b"v": b"9" * 99}, 7700, ["10.0.0.1"]),
@@ -223,9 +302,7 @@ def test_absurd_record_is_refused(
 
 @given(
     st.sampled_from(["peer"]) | st.text(max_size=70),
-    st.dictionaries(
-        st.sampled_from([b"v", b"net", b"id", b"x"]), st.none() | st.sampled_from([b"1", b"peer"]) | st.binary()
-    ),
+    st.dictionaries(st.sampled_from([b"v", b"net", b"x"]), st.none() | st.sampled_from([b"1", b"peer"]) | st.binary()),
     st.none() | st.integers(-1, 70000),
     st.lists(st.ip_addresses().map(str)),
 )
@@ -240,6 +317,30 @@ def test_any_record_is_a_candidate_or_a_refusal(
     assert all(split_address(address)[1] == port for address in read.addresses)
 
 
+def test_an_address_that_fails_does_not_keep_the_others_from_taking_part() -> None:
+    async def scenario(broken: set[str], error: Exception | None) -> list[str]:
+        taking_part: list[str] = []
+
+        async def update(addresses: list[str]) -> None:
+            taking_part[:] = [one for one in taking_part if one in addresses]
+            for address in addresses:
+                if address in broken:
+                    if error is not None:
+                        raise error
+                elif address not in taking_part:
+                    taking_part.append(address)
+
+        every = ["a", "b", "c", "d"]
+        await join_each(every, update, lambda: [one for one in every if one not in taking_part])
+        return taking_part
+
+    for error in (OSError("in use"), RuntimeError("no adapter"), None):
+        assert asyncio.run(scenario(set(), error)) == ["a", "b", "c", "d"]
+        assert asyncio.run(scenario({"a"}, error)) == ["b", "c", "d"]
+        assert asyncio.run(scenario({"b", "d"}, error)) == ["a", "c"]
+        assert asyncio.run(scenario({"a", "b", "c", "d"}, error)) == []
+
+
 # mDNS on loopback. Each test has a network of its own: other runs may share the machine.
 
 
@@ -251,7 +352,7 @@ class Ears:
         self.lost: asyncio.Queue[str] = asyncio.Queue()
         self.warnings: list[str] = []
 
-    def discovery(self, network: str | None, refresh_s: float = 10.0, limit: int = 1024) -> MdnsDiscovery:
+    def discovery(self, network: str | set[str] | None, refresh_s: float = 10.0, limit: int = 1024) -> MdnsDiscovery:
         return MdnsDiscovery(
             network,
             self.found.put_nowait,
@@ -348,10 +449,10 @@ def test_other_networks_are_proposed_only_to_who_asks_for_all() -> None:
 def test_two_processes_find_each_other_without_torch() -> None:
     network, first, second = unique("net"), unique("a"), unique("b")
     start = subprocess.Popen
-    with DiscoveryProcess(start, peer=first, network=network, interface=LOOPBACK) as a:
+    with DiscoveryProcess(start, peer=first, network=network, interface=LOOPBACK, port=7701) as a:
         ready = a.wait("ready")
         assert ready["torch"] is False
-        with DiscoveryProcess(start, peer=second, network=network, interface=LOOPBACK) as b:
+        with DiscoveryProcess(start, peer=second, network=network, interface=LOOPBACK, port=7702) as b:
             began = b.wait("ready")["at"]
             in_a, in_b = a.wait("found", peer=second), b.wait("found", peer=first)
             assert max(in_a["at"], in_b["at"]) - began < FOUND_WITHIN_S
@@ -365,14 +466,14 @@ def test_garbage_on_the_wire_is_ignored_and_counted() -> None:
         network, real, hears = unique("net"), unique("real"), Ears()
         good = {"v": "1", "net": network}
         async with hears.discovery(network) as discovery, raw_responder() as stranger:
-            shout(stranger, record("bad name", good | {"id": "bad name"}))
-            shout(stranger, record("liar", good | {"id": "somebody-else"}))
-            shout(stranger, record("cut", b"\xffid=cut"))
+            shout(stranger, record("bad name", good))
+            shout(stranger, record("nameless", {"v": "1"}))
+            shout(stranger, record("cut", b"\xffnet=cut"))
             shout(stranger, record("empty", b""))
-            shout(stranger, record("zero", good | {"id": "zero"}, host="0.0.0.0"))
-            shout(stranger, record("port", good | {"id": "port"}, port=0))
+            shout(stranger, record("zero", good, host="0.0.0.0"))
+            shout(stranger, record("port", good, port=0))
             stranger.zeroconf.engine.senders[0].transport.sendto(b"\0" * 400, ("224.0.0.251", 5353))
-            shout(stranger, record(real, good | {"id": real}))
+            shout(stranger, record(real, good))
             async with asyncio.timeout(FOUND_WITHIN_S):
                 assert (await hears.found.get()).peer == real
             assert [one.peer for one in discovery.candidates()] == [real]
@@ -388,7 +489,7 @@ def test_flood_of_services_leaves_a_capped_table_with_the_verified_peer() -> Non
     async def scenario() -> None:
         network, real, hears = unique("net"), unique("real"), Ears()
         async with hears.discovery(network, limit=32) as discovery, raw_responder() as stranger:
-            shout(stranger, record(real, {"v": "1", "net": network, "id": real}))
+            shout(stranger, record(real, {"v": "1", "net": network}))
             async with asyncio.timeout(FOUND_WITHIN_S):
                 assert (await hears.found.get()).peer == real
             discovery.verified(real)
@@ -396,12 +497,63 @@ def test_flood_of_services_leaves_a_capped_table_with_the_verified_peer() -> Non
             for burst in range(20):  # waited for one by one, so that no socket buffer overflows
                 for i in range(25):
                     last = f"ghost-{burst}-{i}"
-                    shout(stranger, record(last, {"v": "1", "net": network, "id": last}))
+                    shout(stranger, record(last, {"v": "1", "net": network}))
                 async with asyncio.timeout(FOUND_WITHIN_S):
                     while (await hears.found.get()).peer != last:
                         pass
             assert len(discovery.candidates()) == 32
             assert real in {one.peer for one in discovery.candidates()}
+
+    asyncio.run(scenario())
+
+
+def test_change_of_name_and_tag_withdraws_the_former_ones() -> None:
+    async def scenario() -> None:
+        old, new, first, second = unique("old"), unique("new"), unique("a"), unique("b")
+        hears = Ears()
+        async with asyncio.timeout(3 * FOUND_WITHIN_S), hears.discovery({old, new}), Ears().discovery(old) as b:
+            await b.announce(announcement(first, old, "0.0.0.0:7702"))
+            assert await hears.found.get() == Candidate(first, old, (f"{LOOPBACK}:7702",))
+            await b.announce(announcement(second, new, "0.0.0.0:7702"))
+            assert await hears.lost.get() == first
+            assert await hears.found.get() == Candidate(second, new, (f"{LOOPBACK}:7702",))
+
+    asyncio.run(scenario())
+
+
+def test_tags_are_changed_at_run_time_and_what_was_heard_before_counts() -> None:
+    async def scenario() -> None:
+        old, new, peer, other = unique("old"), unique("new"), unique("a"), unique("b")
+        hears, hears_all = Ears(), Ears()
+        async with (
+            asyncio.timeout(3 * FOUND_WITHIN_S),
+            hears.discovery(old) as discovery,
+            hears_all.discovery({old, new}),
+            Ears().discovery(None) as a,
+            Ears().discovery(None) as b,
+        ):
+            await a.announce(announcement(peer, new, "0.0.0.0:7701"))
+            await b.announce(announcement(other, old, "0.0.0.0:7702"))
+            assert {(await hears_all.found.get()).peer for _ in range(2)} == {peer, other}
+            assert (await hears.found.get()).peer == other
+            discovery.listen_for({old, new})
+            assert (await hears.found.get()).peer == peer  # without waiting for its next announcement
+            discovery.listen_for(new)
+            assert hears.lost.get_nowait() == other
+            assert [one.peer for one in discovery.candidates()] == [peer]
+
+    asyncio.run(scenario())
+
+
+def test_own_address_in_a_record_of_another_is_not_proposed() -> None:
+    async def scenario() -> None:
+        network, ghost, real, hears = unique("net"), unique("ghost"), unique("real"), Ears()
+        async with asyncio.timeout(FOUND_WITHIN_S), hears.discovery(network) as discovery, raw_responder() as stranger:
+            await discovery.announce(announcement(unique("me"), network, "0.0.0.0:7701"))
+            shout(stranger, record(ghost, {"v": "1", "net": network}, port=7701))
+            shout(stranger, record(real, {"v": "1", "net": network}, port=7702))
+            assert (await hears.found.get()).peer == real
+            assert [one.peer for one in discovery.candidates()] == [real]
 
     asyncio.run(scenario())
 

@@ -47,6 +47,14 @@ def test_two_peers_on_the_lan_find_each_other() -> None:
     assert "with peer-1, peer-2" in second
 
 
+def test_a_key_changes_while_three_peers_train() -> None:
+    output = run("trust/rotation.py")
+    assert "use the new key: alice, bob, carol" in output
+    assert re.search(r"shares missing: 0 in [1-9]\d* rounds", output)
+    assert "with the former key: no peer was found within 3 s" in output
+    assert float(re.search(r"accuracy (0\.\d+) at the least", output)[1]) > 0.8
+
+
 def test_the_picture_of_the_demo_is_drawn_from_its_files(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     demo = ["-m", "p2pfl.cli.app", "demo", "--peers", "2", "--rounds", "1", "--out", str(folder), "--json"]

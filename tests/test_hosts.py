@@ -78,8 +78,8 @@ def test_three_hosts_train_together_by_mdns_alone(live: Live) -> None:
         assert len(recipes) == 1
 
 
+@pytest.mark.fault(6)
 def test_one_address_is_enough_where_multicast_is_blocked(live: Live) -> None:
-    """Fault 6."""
     with lan(3) as hosts:
         for host in hosts:
             host.multicast("off")
@@ -98,8 +98,8 @@ def test_one_address_is_enough_where_multicast_is_blocked(live: Live) -> None:
         assert not a.has("PeerJoined", other=alone.id)
 
 
+@pytest.mark.fault(7)
 def test_host_started_with_its_network_down_warns_and_takes_part_once_up(live: Live) -> None:
-    """Fault 7."""
     with lan(2) as (here, there):
         there.link("down")
         a, b = (peer(live, host, seat, min_peers=2) for seat, host in enumerate((here, there)))
@@ -113,8 +113,8 @@ def test_host_started_with_its_network_down_warns_and_takes_part_once_up(live: L
         assert len(b.of("Warned")) == 1
 
 
+@pytest.mark.fault(1)
 def test_host_whose_peer_is_killed_is_dropped_within_a_second(live: Live) -> None:
-    """Fault 1."""
     with lan(3) as hosts:
         a, b = (peer(live, host, seat) for seat, host in enumerate(hosts[:2]))
         c = peer(live, hosts[2], 2, step_s=0.25)  # a second to kill it in

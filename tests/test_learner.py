@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from p2pfl.errors import DataError, ModelError, TrainingError
 from p2pfl.learning.learner import TorchLearner
+from p2pfl.state import State, Stateful
 
 GENERATOR = torch.Generator().manual_seed(5)
 INPUTS = torch.randn(50, 4, generator=GENERATOR)
@@ -87,6 +89,128 @@ def test_any_optimizer_keeps_its_state_from_round_to_round() -> None:
     plain.load(before)
     plain.train(1, None, never)
     assert not torch.equal(vector_of(learner), vector_of(plain))  # the momentum of round 0
+
+
+OPTIMIZERS: dict[str, tuple[Callable[..., Any], Callable[..., Any] | None]] = {
+    "sgd": (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True), None),
+    "adam": (lambda p: torch.optim.Adam(p, lr=0.01), lambda o: torch.optim.lr_scheduler.StepLR(o, 2)),
+    "adamw": (
+        lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
+        lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [1, 4], 0.5),
+    ),
+    "groups": (
+        lambda p: torch.optim.RMSprop([{"params": p[:1], "lr": 0.1}, {"params": p[1:]}], lr=0.01, momentum=0.5),
+        lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda round: 0.9**round),
+    ),
+    "adagrad": (lambda p: torch.optim.Adagrad(p), lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 4)),
+    "chained": (
+        lambda p: torch.optim.NAdam(p, lr=0.01),
+        lambda o: torch.optim.lr_scheduler.SequentialLR(
+            o,
+            [torch.optim.lr_scheduler.ConstantLR(o), torch.optim.lr_scheduler.ExponentialLR(o, 0.9)],
+            [2],
+        ),
+    ),
+}
+
+
+def dropping(optimizer: str = "adam") -> TorchLearner:
+    model = nn.Sequential(linear(6), nn.Dropout(0.5), nn.ReLU(), nn.utils.skip_init(nn.Linear, 6, 3))
+    with torch.no_grad():
+        model[3].weight.copy_(torch.linspace(-1, 1, 18).view(3, 6))
+        model[3].bias.zero_()
+    make, schedule = OPTIMIZERS[optimizer]
+    return TorchLearner(model, (INPUTS, CLASSES), optimizer=make, schedule=schedule, seat="3")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_what_goes_on_from_a_state_goes_on_bit_for_bit(optimizer: str) -> None:
+    whole, first, second = (dropping(optimizer) for _ in range(3))
+    for round in range(6):
+        whole.train(round, None, never)
+    for round in range(3):
+        first.train(round, None, never)
+    state = first.state()
+    first.train(3, None, never)  # which changes nothing in the copy
+    text = msgspec.json.decode(msgspec.json.encode(state.facts))
+    for round in range(3):
+        if round == 0:
+            second.load(vector_after(optimizer, 3))
+            second.restore(State(state.tensors, text))
+        second.train(3 + round, None, never)
+    assert torch.equal(vector_of(second), vector_of(whole))
+
+
+def vector_after(optimizer: str, rounds: int) -> torch.Tensor:
+    learner = dropping(optimizer)
+    for round in range(rounds):
+        learner.train(round, None, never)
+    return vector_of(learner)
+
+
+def test_without_its_state_adam_goes_elsewhere() -> None:
+    whole, forgetful = dropping(), dropping()
+    for round in range(4):
+        whole.train(round, None, never)
+    forgetful.load(vector_after("adam", 3))
+    forgetful.train(3, None, never)
+    assert not torch.equal(vector_of(whole), vector_of(forgetful))
+
+
+def test_plain_sgd_has_a_state_of_nothing() -> None:
+    learner = TorchLearner(linear(), (INPUTS, CLASSES))
+    assert isinstance(learner, Stateful)
+    assert learner.state() == State()
+    learner.restore(State())
+
+
+def test_a_counter_goes_on() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = linear()
+            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return self.layer(inputs)
+
+    first, second = (TorchLearner(Counting(), (INPUTS, CLASSES), steps=3) for _ in range(2))
+    first.train(0, None, never)
+    second.restore(first.state())
+    assert second.model.calls == 3
+
+
+def momentum(of: nn.Module) -> TorchLearner:
+    learner = TorchLearner(of, (INPUTS, CLASSES), optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9))
+    learner.train(0, None, never)
+    return learner
+
+
+@pytest.mark.parametrize(
+    ("learner", "says"),
+    [
+        (lambda: TorchLearner(linear(), None), "optimizer was SGD and is none: use the one with which the run began"),
+        (lambda: TorchLearner(linear(), None, optimizer=torch.optim.Adam), "optimizer was SGD and is Adam"),
+        (lambda: momentum(nn.Sequential(linear(), nn.GroupNorm(1, 3))), "does not fit the optimizer"),
+        (lambda: momentum(nn.Linear(4, 5)), r"momentum_buffer is \[3, 4\] where the parameter is \[5, 4\]"),
+    ],
+)
+def test_a_state_of_something_else_is_refused_with_the_mend(learner: Callable[[], TorchLearner], says: str) -> None:
+    state = momentum(linear()).state()
+    with pytest.raises(ModelError, match=says):
+        learner().restore(state)
+
+
+def test_an_optimizer_that_keeps_a_function_is_refused_by_its_place() -> None:
+    def odd(parameters: Any) -> torch.optim.Optimizer:
+        optimizer = torch.optim.SGD(parameters, lr=0.1)
+        optimizer.param_groups[0]["hook"] = len
+        return optimizer
+
+    learner = TorchLearner(linear(), (INPUTS, CLASSES), optimizer=odd)
+    with pytest.raises(ModelError, match=r"optimizer/1/param_groups/0/hook is a builtin_function_or_method"):
+        learner.state()
 
 
 def test_a_schedule_advances_once_a_round_and_catches_up_without_a_warning() -> None:
@@ -403,6 +527,7 @@ def test_plain_sgd_does_not_import_the_compiler() -> None:
 import sys, torch
 from torch import nn
 from p2pfl.learning.learner import TorchLearner
+from p2pfl.state import State, Stateful
 examples = (torch.zeros(8, 2), torch.zeros(8, dtype=torch.int64))
 learner = TorchLearner(nn.Linear(2, 2), examples, examples)
 learner.train(0, None, lambda: False)

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pfl.protocol.membership import Table, View, display_names
-from p2pfl.protocol.messages import MAX_MEMBERS, Member
+from p2pfl.protocol.messages import MAX_MEMBERS, MAX_MESSAGE_BYTES, Member, Update, encode
 
 ME = Member("mememememe", "0", "me", ("h:1",))
 OTHERS = ["aaaaaaaa", "bbbbbbbb", "cccccccc"]
@@ -68,20 +68,44 @@ def test_incarnation_and_state_never_go_back(batch: list[Member]) -> None:
         assert news == ([] if new == old else [new])
 
 
-def test_a_rumor_of_my_death_is_contradicted_with_the_next_incarnation() -> None:
-    for rumor in ({"state": "dead"}, {"state": "left"}, {"state": "dead", "incarnation": 4}, {"until": 3}):
+def test_a_table_believes_nobody_about_its_own_peer() -> None:
+    for claim in ({"state": "dead"}, {"state": "left"}, {"incarnation": 4}, {"state": "member", "since": 7}):
         made = table()
-        made.change(ME.peer, state="member", since=0)
-        told = msgspec.structs.replace(made.me, **rumor)
-        [news] = made.merge([told])
-        assert news == msgspec.structs.replace(ME, incarnation=told.incarnation + 1, state="lobby")
-        assert made.merge([told]) == []
+        assert made.merge([msgspec.structs.replace(made.me, **claim)]) == []
+        assert made.me == ME
 
 
-def test_a_round_granted_to_me_is_taken_and_my_address_kept() -> None:
-    made = table()
-    [news] = made.merge([msgspec.structs.replace(ME, state="member", since=7, addresses=("old:1",), name="mine")])
-    assert news == msgspec.structs.replace(ME, state="member", since=7)
+def test_a_change_of_the_own_record_is_signed_and_one_of_anothers_is_not() -> None:
+    signed: list[Member] = []
+
+    def sign(record: Member) -> Member:
+        signed.append(record)
+        return msgspec.structs.replace(record, signature=b"mine")
+
+    made = Table(ME, sign)
+    made.merge([Member("aaaaaaaa", "1", "a", signature=b"theirs")])
+    assert made.change(ME.peer, incarnation=1).signature == b"mine"
+    assert made.change("aaaaaaaa", state="dead").signature == b"theirs"
+    assert [record.incarnation for record in signed] == [0, 1]
+
+
+@given(st.lists(records, max_size=8), st.lists(records, max_size=8))
+def test_digests_are_equal_where_tables_are(a: list[Member], b: list[Member]) -> None:
+    one, other = table(a), table(b)
+    assert (one.digest == other.digest) == (list(one) == list(other))
+    one.merge(list(other))
+    other.merge(list(one))
+    assert one.digest == other.digest
+
+
+def test_a_table_too_long_for_a_message_is_told_in_parts_that_fit() -> None:
+    made = Table(ME)
+    made.merge([Member(f"peer{n:05d}", str(n), "n", ("h" * 120,) * 16) for n in range(200)])
+    parts = list(made.chunks())
+    assert len(parts) == 4
+    assert sorted(m.peer for part in parts for m in part) == sorted(m.peer for m in made)
+    assert all(len(encode(Update(part))) < MAX_MESSAGE_BYTES for part in parts)
+    assert made.told() == parts[0]
 
 
 def test_a_view_holds_who_takes_part_in_that_round_by_seat() -> None:

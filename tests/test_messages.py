@@ -11,20 +11,25 @@ from p2pfl.protocol.messages import (
     MAX_MEMBERS,
     MAX_MESSAGE_BYTES,
     MAX_ROUND,
+    Ack,
     Declined,
     Extension,
     Goodbye,
     Hello,
     Join,
+    KeyChange,
     Member,
     Message,
     Offer,
+    Ping,
+    Probe,
     Ready,
     Refused,
     Running,
     SnapshotWanted,
     Start,
     Status,
+    Suspicion,
     Update,
     decode,
     encode,
@@ -45,6 +50,11 @@ EACH: tuple[Message, ...] = (
     SnapshotWanted(4),
     Goodbye(ME),
     Extension("dp", b"\x00\xff"),
+    Ping(7, b"t" * 16),
+    Ack(7, 1 << 16, b"t" * 16),
+    Probe(7, "abcdefgh"),
+    Suspicion("abcdefgh", 3),
+    KeyChange(2, b"k" * 32, "abcdefgh", b"p" * 32, ("bcdefghi",), b"s" * 64),
 )
 
 
@@ -68,7 +78,7 @@ def test_every_message_comes_back_as_it_was() -> None:
 
 def test_tags_are_never_given_to_another_message() -> None:
     tags = [msgspec.msgpack.decode(encode(message))["type"] for message in EACH]
-    assert tags == list(range(1, 13))
+    assert tags == list(range(1, 18))
 
 
 def test_fields_of_a_later_version_are_ignored() -> None:
@@ -106,6 +116,12 @@ def test_fields_of_a_later_version_are_ignored() -> None:
         build("Hello", **{**plain(EACH[0]), "asked": {"k": "x" * ((1 << 14) + 1)}}),
         build("Hello", **{**plain(EACH[0]), "versions": [1]}),
         build("Extension", kind="k", body=b"x" * ((1 << 17) + 1)),
+        build("Ping", number=1, table=b"x" * 17),
+        build("Probe", number=1, peer="short"),
+        build("Suspicion", peer="abcdefgh", incarnation=-1),
+        build("KeyChange", **{**plain(EACH[16]), "key": b"x" * 33}),
+        build("KeyChange", **{**plain(EACH[16]), "banned": ["abcdefgh"] * 257}),
+        build("Goodbye", me={"peer": "abcdefgh", "seat": "0", "name": "n", "signature": b"x" * 65}),
         msgspec.msgpack.encode({"type": 99}),
         msgspec.msgpack.encode([]),
         encode(Status(1)) + b"\x00",

@@ -1,12 +1,18 @@
 """Models and checkpoints on disk: whole or not at all, and never a reason to run foreign code."""
 
+import json
 import os
 import sys
+import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import live
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -154,6 +160,125 @@ def test_what_is_no_model_file_is_refused(tmp_path: Path) -> None:
     assert "not written by p2pfl" in refused(path)
     save_file({"weight": torch.zeros(2)}, path, {"p2pfl": '{"outputs": "many"}'})
     assert "not written by p2pfl, or by another version" in refused(path)
+
+
+def altered(path: Path, how: str) -> bytes:
+    """The bytes of a model's file, with one thing wrong in it."""
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header, data = json.loads(whole[8 : 8 + length]), whole[8 + length :]
+    names = [name for name in header if name != "__metadata__"]
+    match how:
+        case "tail":
+            return whole + b"tail"
+        case "length 2^63":
+            return (1 << 63).to_bytes(8, "little") + whole[8:]
+        case "length of all":
+            return (len(whole) - 8).to_bytes(8, "little") + whole[8:]
+        case "overlap":
+            header[names[1]]["data_offsets"] = header[names[0]]["data_offsets"]
+        case "twice":
+            text = json.dumps(header, separators=(",", ":"))
+            text = text[:-1] + f',"{names[0]}":{json.dumps(header[names[0]])}}}'
+            return len(text).to_bytes(8, "little") + text.encode() + data
+        case "100,000 tensors":
+            entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+            header |= {f"t{number}": entry for number in range(100_000)}
+        case "huge and empty":
+            header["none"] = {"dtype": "F32", "shape": [0, 1 << 61], "data_offsets": [0, 0]}
+        case "other dtype":
+            header[names[0]]["dtype"] = "I32"
+        case "renamed":
+            header["other"] = header.pop(names[0])
+        case "reshaped":
+            header[names[0]]["shape"].reverse()
+        case "a name of 10,000 letters":
+            header["n" * 10_000] = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+WRONG = (
+    "tail",
+    "length 2^63",
+    "length of all",
+    "overlap",
+    "twice",
+    "100,000 tensors",
+    "huge and empty",
+    "other dtype",
+    "renamed",
+    "reshaped",
+    "a name of 10,000 letters",
+)
+PASSED_OVER = ("twice", "huge and empty")  # by the library; it takes 100,000 tensors, too, if they are empty
+
+
+@pytest.mark.fault(43)
+@pytest.mark.parametrize("how", WRONG)
+def test_a_file_with_one_thing_wrong_is_refused_within_50_ms_and_little_memory(tmp_path: Path, how: str) -> None:
+    path = write(tmp_path / "m.safetensors", mlp())
+    path.write_bytes(altered(path, how))
+    if how in PASSED_OVER:
+        with safe_open(path, framework="pt") as file:
+            assert file.keys()
+    refused(path)  # what is imported or built once is no part of it
+    before = torch.default_generator.get_state()
+    tracemalloc.start()
+    try:
+        assert len(refused(path)) < 400 + len(str(path))
+        assert tracemalloc.get_traced_memory()[1] < 5e6
+    finally:
+        tracemalloc.stop()
+    assert torch.equal(torch.default_generator.get_state(), before)
+    for read in (lambda: load_model(path), lambda: read_vector(path, layout_of(mlp()))):
+        begun = time.perf_counter()
+        with pytest.raises(ModelError):
+            read()
+        assert time.perf_counter() - begun < 0.05 * live.SLACK
+
+
+@pytest.mark.fault(43)
+@pytest.mark.parametrize(
+    "facts",
+    [
+        ModelFacts(model="mlp:hidden=1048576-1048576", input_shape=(1 << 20,), outputs=1),
+        ModelFacts(model="logistic", input_shape=(1 << 30, 1 << 30), outputs=1 << 30),
+        ModelFacts(model="logistic", input_shape=(4,), outputs=1 << 62),
+        ModelFacts(model="mlp:hidden=" + "-".join(["1"] * 100_000), input_shape=(4,), outputs=2),
+    ],
+    ids=["terabytes", "overflow", "outputs", "layers"],
+)
+def test_a_file_that_names_a_giant_is_refused_before_memory_is_given_to_it(tmp_path: Path, facts: ModelFacts) -> None:
+    path = write(tmp_path / "m.safetensors", mlp(), facts)
+    refused(path)
+    begun = time.perf_counter()
+    assert len(refused(path)) < 500 + len(str(path))
+    assert time.perf_counter() - begun < 0.05 * live.SLACK
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(min_value=0), value=st.integers(0, 255), cut=st.integers(0, 40))
+def test_any_byte_changed_gives_a_model_or_a_model_error(tmp_path: Path, place: int, value: int, cut: int) -> None:
+    path = write(tmp_path / "m.safetensors", mlp())
+    whole = bytearray(path.read_bytes())
+    whole[place % len(whole)] = value
+    path.write_bytes(whole[: len(whole) - cut])
+    try:
+        load_model(path)
+    except ModelError as error:
+        assert "\n" not in str(error)  # noqa: PT017  # either is fine
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="named pipes are of POSIX")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert "no file with a content of its own" in refused(tmp_path / "pipe")
+
+
+def test_a_model_of_more_tensors_than_a_file_names_is_refused_at_once() -> None:
+    with pytest.raises(ModelError, match="10000 tensors are too many to be named in a file; join some of them"):
+        layout_of(nn.ParameterList([nn.Parameter(torch.zeros(1)) for _ in range(10_000)]))
 
 
 def test_a_cut_file_is_refused_at_every_length(tmp_path: Path) -> None:

@@ -108,8 +108,8 @@ def test_late_peer_ends_with_the_network_and_as_good_as_the_others(live: Live) -
     assert accuracy["d"] > 0.8
 
 
+@pytest.mark.fault(45)
 def test_ten_times_slower_peer_costs_the_others_no_pace_and_still_counts(live: Live) -> None:
-    """Fault 45."""
     work: dict[str, Any] = {"rounds": 16, "steps": 20, "step_s": 0.02, "min_deadline_s": 0.5}
     even = peers(live, "efgh", network=f"{live.network}-even", **work)
     a, b, d = (live.peer(name, seat=str(i), target=1.0 + i, min_peers=4, **work) for i, name in enumerate("abd"))
@@ -131,8 +131,8 @@ def test_ten_times_slower_peer_costs_the_others_no_pace_and_still_counts(live: L
         assert len(counted) >= 6
 
 
+@pytest.mark.fault(46)
 def test_peer_fifty_rounds_behind_catches_up_from_a_snapshot_and_resets_nobody(live: Live) -> None:
-    """Fault 46."""
     work: dict[str, Any] = {"rounds": 150, "steps": 1, "step_s": 0.03, "out": str(live.folder)}
     *others, old = peers(live, "abcd", **work)
     live.until("round 5 at d", lambda: 5 in old.rounds())
@@ -329,8 +329,8 @@ def test_port_in_use_is_one_line_and_status_2(live: Live) -> None:
 # Stopped
 
 
+@pytest.mark.fault(19)
 def test_stop_in_the_middle_of_an_upload_is_quick_and_counts_as_left(live: Live) -> None:
-    """Fault 19."""
     work = ["--data", "live:row_one", "--model", "live:heavy", "--steps", "1", "--rounds", "0", "--part", "1/2"]
     sender = live.start("sender", *work)
     reader = live.peer("reader", seat="1", target=2.0, ballast=HEAVY, slow_reader=True)

@@ -24,6 +24,8 @@ NAMES = [
     "TorchLearner",
     "average",
     "build_model",
+    "create_network",
+    "join_network",
     "load_data",
     "load_model",
     "load_run",

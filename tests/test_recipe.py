@@ -65,6 +65,7 @@ def test_the_fingerprint_tells_every_setting() -> None:
         "data_seed": 1,
         "init_seed": 1,
         "topology_seed": 1,
+        "healing": "average",
     }
     assert set(changed) == set(NetworkRecipe.__struct_fields__)
     prints = {recipe_of({name: value}).fingerprint for name, value in changed.items()}
@@ -91,6 +92,7 @@ def test_defaults_and_a_whole_toml() -> None:
         "patience = 3.0\n"
         "min_deadline_s = 2.0\n"
         "max_wait_s = 600.0\n"
+        'healing = "catch-up"\n'
     )
 
 

@@ -48,7 +48,7 @@ def test_a_recipe_is_a_sweep_of_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("\n# so\nlearning = 3", "recipe.toml, line 3: there is no setting 'learning'; p2pfl recipe new FILE writes"),
+        ("\n# so\noptimizer = 3", "recipe.toml, line 3: there is no setting 'optimizer'; p2pfl recipe new FILE writes"),
         ("topologi = 'ring'", "recipe.toml, line 1: there is no setting 'topologi'; did you mean 'topology'?"),
         ("batch-size = 3", "line 1: there is no setting 'batch-size'; did you mean 'batch_size'?"),
         ("rounds = 'five'", "recipe.toml, line 1: rounds: expected `int`, got `str`, got 'five'"),

@@ -369,11 +369,11 @@ def test_what_a_peer_told_of_itself_is_forgotten_when_it_leaves() -> None:
     net.tell(net[2], net[0], SnapshotWanted(1 << 40))
     net.run(until=net.now + 0.1)
     core, rounds = net[0].core, net[0].core._course.rounds
-    told = (rounds._heard, rounds._ahead, rounds._early.counts(), rounds._snapshots_wanted, core._progress._round_of)
+    told = (rounds._heard, rounds._ahead, rounds._early.counts(), rounds._snapshots.wanted, core._progress._round_of)
     assert [leaver in known for known in told] == [True] * 5
     net.stop(net[2])
     net.run(until=net.now + 1.0)
-    told = (rounds._heard, rounds._ahead, rounds._early.counts(), rounds._snapshots_wanted, core._progress._round_of)
+    told = (rounds._heard, rounds._ahead, rounds._early.counts(), rounds._snapshots.wanted, core._progress._round_of)
     assert [leaver in known for known in told] == [False] * 5
 
 

@@ -27,6 +27,7 @@ from p2pfl.events import (
     Started,
     Warned,
 )
+from p2pfl.home import create_network
 from p2pfl.layout import layout_of
 from p2pfl.local import LocalNetwork
 from p2pfl.model_files import ModelFacts, save_model
@@ -305,6 +306,7 @@ def test_demo_and_start_go_on_where_nothing_can_be_written(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = ("--rounds", "1", "--steps", "1", "--out", "/proc/1")
+    create_network("home")
     monkeypatch.setenv("COLUMNS", "400")
     for command in (
         ("demo", "--peers", "2", "--no-baselines", *small),

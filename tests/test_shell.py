@@ -1,14 +1,13 @@
 """Peers over HTTP on this machine: the asyncio shell, with three-number learners unless torch is the subject."""
 
 import asyncio
-import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
-from math import nan
+from math import inf, nan
 from typing import Any, TypeAlias, TypeVar
 
 import pytest
@@ -24,6 +23,7 @@ from p2pfl.events import (
     RoundFinished,
     RunEvent,
     ShareRejected,
+    ShareSent,
     StateChanged,
     Warned,
 )
@@ -71,6 +71,24 @@ class Numbers:
     def evaluate(self) -> Evaluation:
         self.after.append(self._vector.numpy().tobytes())
         return Evaluation()
+
+
+class FalseNumbers(Numbers):
+    """Says from its second round on that it has learned other numbers: its peer signs them, as any liar would."""
+
+    def __init__(self, target: float, falsify: Callable[[Vector], None], layout: Layout = THREE) -> None:
+        super().__init__(target, layout)
+        self._falsify = falsify
+        self._rounds = 0
+
+    def train(self, round: int, budget_s: float | None, stopped: Callable[[], bool]) -> Training:
+        self._rounds = round
+        return super().train(round, budget_s, stopped)
+
+    def parameters(self, out: Vector) -> None:
+        super().parameters(out)
+        if self._rounds >= 1:
+            self._falsify(out)
 
 
 class Recorded:
@@ -331,28 +349,80 @@ def with_shares_missing(size: int, first: int, rounds: int) -> dict[str, list[by
     return after
 
 
-def with_number(value: float) -> Alter:
-    def alter(round: int, data: bytes) -> bytes:
-        return data if round < 1 else data[:-8] + struct.pack("<f", value) + data[-4:]
+def signed_liar_and_two(
+    falsify: Callable[[Vector], None],
+) -> tuple[dict[str, list[bytes]], dict[str, dict[str, int]], int]:
+    """As `liar_and_two`, for three rounds, where c signs false numbers in the last two."""
+    learners = {"a": Numbers(1.0), "b": Numbers(2.0), "c": FalseNumbers(6.0, falsify)}
+    failures: dict[str, dict[str, int]] = {}
+    told: list[int] = []
 
-    return alter
+    async def work() -> None:
+        nodes = Nodes(min_peers=3, rounds=3, **PATIENT)
+        for name, learner in learners.items():
+            await nodes.start(name, learner)
+        failures.update({name: dict(result.failures) for name, result in (await nodes.results()).items()})
+        told.extend(sent.round for sent in nodes.all["c"].watch.all(ShareSent) if sent.round >= 1)
+
+    scene(work())
+    assert failures.pop("c") == {}  # nobody lied to it
+    return {name: learners[name].after for name in "ab"}, failures, len(told)
 
 
-@pytest.mark.parametrize("value", [nan, float("inf"), float("-inf")])
-def test_share_that_is_not_finite_changes_no_bit(value: float) -> None:
-    """41: as if that share were missing."""
-    after, failures, lies = liar_and_two(with_number(value), 3, 3)
+def one_number(value: float) -> Callable[[Vector], None]:
+    def falsify(vector: Vector) -> None:
+        vector[1] = value
+
+    return falsify
+
+
+@pytest.mark.fault(41)
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [(nan, "not finite"), (inf, "not finite"), (-inf, "not finite"), (1e38, "absurd norm"), (-3e19, "absurd norm")],
+)
+def test_share_with_an_impossible_number_changes_no_bit(value: float, reason: str) -> None:
+    """As if that share were missing, though its owner has signed it."""
+    after, failures, lies = signed_liar_and_two(one_number(value))
     assert lies == 4
-    assert failures == {name: {"not finite": 2} for name in "ab"}
+    assert failures == {name: {reason: 2} for name in "ab"}
     assert after == with_shares_missing(3, 1, 3)
 
 
-def test_share_with_other_finite_numbers_does_change_the_bits() -> None:
-    """41: the lie above would have been mixed, but for its value."""
-    after, failures, lies = liar_and_two(with_number(5.0), 3, 3)
+@pytest.mark.fault(41)
+@pytest.mark.parametrize("falsify", [one_number(5.0), Vector.zero_, Vector.neg_])
+def test_share_of_a_usual_size_counts_whatever_its_numbers(falsify: Callable[[Vector], None]) -> None:
+    """The lies above would have been mixed, but for their size; zeros and turned signs are for robust rules."""
+    after, failures, lies = signed_liar_and_two(falsify)
     assert lies == 4
     assert failures == {name: {} for name in "ab"}
     assert after != with_shares_missing(3, 1, 3)
+
+
+@pytest.mark.fault(35)
+def test_share_of_which_one_bit_was_changed_on_the_way_changes_no_bit() -> None:
+    def alter(round: int, data: bytes) -> bytes:
+        return data if round < 1 else data[:-1] + bytes([data[-1] ^ 1])
+
+    after, failures, lies = liar_and_two(alter, 3, 3)
+    assert lies == 4
+    assert failures == {name: {"wrong payload": 2} for name in "ab"}
+    assert after == with_shares_missing(3, 1, 3)
+
+
+@pytest.mark.fault(36)
+def test_old_model_served_for_a_new_one_changes_no_bit() -> None:
+    first: list[bytes] = []
+
+    def alter(round: int, data: bytes) -> bytes:
+        if round == 0:
+            first.append(data)
+        return first[0]
+
+    after, failures, lies = liar_and_two(alter, 3, 3)
+    assert lies == 4
+    assert failures == {name: {"wrong payload": 2} for name in "ab"}
+    assert after == with_shares_missing(3, 1, 3)
 
 
 def reframed(text: bytes) -> Alter:
@@ -398,8 +468,9 @@ def test_body_of_another_length_is_not_mixed(alter: Alter) -> None:
     assert after == with_shares_missing(3, 0, 2)
 
 
+@pytest.mark.fault(42)
 def test_peer_with_another_layout_watches_and_is_told_why() -> None:
-    """42: the others do as without it."""
+    """The others do as without it."""
 
     def others(third: bool) -> dict[str, list[bytes]]:
         learners = {"a": Numbers(1.0), "b": Numbers(2.0)}

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import itertools
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,9 +13,12 @@ from typing import Any, TypeAlias
 import pytest
 
 from p2pfl.errors import FetchError, LinkClosed, Unreachable
+from p2pfl.identity import Identity
 from p2pfl.network.http import HttpTransport
 from p2pfl.network.memory import MemoryNetwork
-from p2pfl.network.transport import PIECE_BYTES, Body, Link, Service, Transport, body_of
+from p2pfl.network.tls import Credentials
+from p2pfl.network.transport import PIECE_BYTES, Body, Link, Service, Transport, Turned, body_of
+from p2pfl.network_key import KeyRing, NetworkKey
 
 Make: TypeAlias = Callable[[], Transport]
 MIB = 1 << 20
@@ -30,6 +34,8 @@ class Host:
     asked: list[tuple[str, str]] = field(default_factory=list)
     sent: list[tuple[str, str, int]] = field(default_factory=list)
     over: asyncio.Event = field(default_factory=asyncio.Event)  # ends what `accept` waits for
+    turned: list[Turned] = field(default_factory=list)
+    news: asyncio.Event = field(default_factory=asyncio.Event)  # somebody was turned away
     ended: int = 0  # links whose `accept` came to its end
 
     async def accept(self, link: Link) -> None:
@@ -44,11 +50,29 @@ class Host:
         return self.bodies.get(token)
 
     def service(self) -> Service:
-        return Service(self.accept, self.body, lambda *what: self.sent.append(what), lambda: b"{}")
+        sent = self.sent.append
+        return Service(self.accept, self.body, lambda *what: sent(what), lambda: b"{}", self.turn)
+
+    def turn(self, turned: Turned) -> None:
+        self.turned.append(turned)
+        self.news.set()
+
+    async def has_turned(self, count: int) -> list[str]:
+        """The reasons for which others were turned away, once there are so many."""
+        async with asyncio.timeout(5):
+            while len(self.turned) < count:
+                self.news.clear()
+                await self.news.wait()
+        return [turned.reason for turned in self.turned]
 
     @property
     def address(self) -> str:
         return self.transport.addresses[0]
+
+    def known_as(self, claim: str) -> str:
+        """Who it is for others when it says so: with a certificate its word does not count."""
+        proof = getattr(self.transport, "credentials", None)
+        return claim if proof is None else proof.peer
 
     async def link_to(self, other: "Host") -> tuple[Link, Link]:
         """Both ends of a new connection."""
@@ -67,11 +91,22 @@ async def hosts(make: Make, count: int = 2) -> AsyncIterator[list[Host]]:
             host.over.set()
 
 
-@pytest.fixture(params=["memory", "http"])
+NETWORK = NetworkKey("oak", b"k" * 32)
+
+
+def credentials(number: int, ring: KeyRing | None = None) -> Credentials:
+    """Those of the peer with this number, in the network of the tests."""
+    return Credentials(Identity(bytes([number]) * 32), ring or KeyRing(NETWORK))
+
+
+@pytest.fixture(params=["memory", "plain", "tls"])
 def make(request: pytest.FixtureRequest) -> Make:
     if request.param == "memory":
         return MemoryNetwork().transport
-    return lambda: HttpTransport(("127.0.0.1",), 0)
+    numbers = itertools.count(1)
+    return lambda: HttpTransport(
+        ("127.0.0.1",), 0, credentials=credentials(next(numbers)) if request.param == "tls" else None
+    )
 
 
 def open_sockets() -> list[str]:
@@ -238,8 +273,8 @@ def test_fetch_fills_the_buffer(make: Make, size: int) -> None:
             into = bytearray(size)
             await a.transport.fetch(b.address, "t", "me", memoryview(into))
             assert into == content
-            assert b.asked == [("t", "me")]
-            assert b.sent == [("t", "me", size)]
+            assert b.asked == [("t", a.known_as("me"))]
+            assert b.sent == [("t", a.known_as("me"), size)]
 
     run(scene())
 
@@ -262,7 +297,7 @@ def test_token_arrives_as_it_was_told(make: Make, token: str) -> None:
             into = bytearray(4)
             await a.transport.fetch(b.address, token, "me & you", memoryview(into))
             assert into == b"body"
-            assert b.asked == [(token, "me & you")]
+            assert b.asked == [(token, a.known_as("me & you"))]
 
     run(scene())
 

@@ -20,9 +20,11 @@ from p2pfl.events import RoundFinished, RunEvent, ShareRejected
 from p2pfl.graphs.named import schedule
 from p2pfl.graphs.schedule import Schedule
 from p2pfl.graphs.topology import Topology
+from p2pfl.identity import Identity
 from p2pfl.layout import Vector
 from p2pfl.mixing import is_finite, mix
 from p2pfl.protocol.core import PeerCore
+from p2pfl.protocol.detector import Swim
 from p2pfl.protocol.messages import Member, Message, Offer, decode, encode
 from p2pfl.protocol.participant import (
     Close,
@@ -37,6 +39,8 @@ from p2pfl.protocol.participant import (
     Fetched,
     FetchFailed,
     Found,
+    Hash,
+    Hashed,
     LinkLost,
     LinkOpened,
     Mix,
@@ -44,6 +48,7 @@ from p2pfl.protocol.participant import (
     Prepare,
     Prepared,
     Received,
+    Rekey,
     Rules,
     Save,
     Send,
@@ -136,6 +141,17 @@ def fingerprint(settings: Mapping[str, Setting]) -> str:
     return hashlib.blake2b(repr(sorted({**DEFAULTS, **settings}.items())).encode(), digest_size=8).hexdigest()
 
 
+@lru_cache
+def identity(number: int) -> Identity:
+    """The key pair of that number, the same in every run; ids order otherwise than numbers."""
+    return Identity(hashlib.sha256(f"peer {number}".encode()).digest())
+
+
+def payload(vector: Vector) -> bytes:
+    """What stands for the hash of a framed vector."""
+    return hashlib.sha256(vector.numpy().tobytes()).digest()
+
+
 @dataclass
 class End:
     """One end of a link."""
@@ -152,6 +168,7 @@ class Node:
     """One peer: its core, and what its driver keeps."""
 
     core: PeerCore
+    identity: Identity
     peer: PeerId
     name: str
     address: str
@@ -165,6 +182,10 @@ class Node:
     start_round: int = 0
     alive: bool = False
     silent: bool = False  # dead without a word: dialing it takes time, and nobody answers
+    offset: float = 0.0  # of its clock
+    asleep: bool = False  # its process is stopped: whatever happens waits
+    waiting: list[Event] = field(default_factory=list)
+    healing: str = "catch-up"
     done: Done | None = None
     ends: dict[int, End] = field(default_factory=dict)
     bodies: dict[str, Vector] = field(default_factory=dict)
@@ -173,6 +194,7 @@ class Node:
     mixes: dict[int, Mix] = field(default_factory=dict)
     trains: dict[int, Train] = field(default_factory=dict)
     prepares: list[Mapping[str, Setting]] = field(default_factory=list)
+    rekeys: list[Rekey] = field(default_factory=list)
     wake_at: float | None = None
     most_bodies: int = 0
 
@@ -211,13 +233,17 @@ class Network:
         self.spoil: list[Spoil] = []
         self.sent: Counter[str] = Counter()
         self.apart = 0  # how many rounds running peers were apart at most
+        self.swim = Swim()
+        self.secure = True
         self._network = network
         self._settings = settings
+        self._starts: Counter[PeerId] = Counter()
         self._latency = latency
         self._rng = random.Random(seed)
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._order = 0
         self._walls: list[tuple[set[PeerId], set[PeerId]]] = []
+        self._mute: set[tuple[PeerId, PeerId]] = set()  # whose words are lost on the way to whom
 
     # Peers
 
@@ -228,7 +254,7 @@ class Network:
         at: float = 0.0,
         seat: str | None = None,
         name: str | None = None,
-        peer: PeerId | None = None,
+        who: int | None = None,
         target: list[float] | None = None,
         init: list[float] | None = None,
         asked: Mapping[str, Setting] | None = None,
@@ -237,23 +263,31 @@ class Network:
         network: str | None = None,
         **driver: object,
     ) -> Node:
-        """A peer that starts at a time and finds all others, the first one, or nobody."""
-        peer = peer or f"{chr(ord('z') - index % 26)}peer{index:05d}"  # ids order otherwise than seats
+        """A peer that starts at a time and finds all others, the first one, or nobody.
+
+        Args:
+            who: the number of its identity, where that is not its index.
+        """
+        own = identity(index if who is None else who)
+        peer = own.peer
+        self._starts[peer] += 1
         name = name or f"n{index}"
         address = f"10.0.0.{index}:{len(self.nodes)}"
         wishes = dict(self._settings if asked is None else asked)
         core = PeerCore(
-            Member(peer, seat or str(index), name, (address,)),
+            Member(peer, seat or str(index), name, (address,), (self._starts[peer] - 1) << 16),
             network or self._network,
             f"instance{len(self.nodes)}",
             wishes,
             max_body=1 << 20,
             wait_until=None if wait_s is None else at + wait_s,
             wait_s=wait_s or 0.0,
+            identity=own,
+            swim=self.swim,
         )
         start = torch.tensor(init or [0.0, 0.0, 0.0])
         goal = torch.tensor(target or [float(index + 1), float(index % 2), 1.0])
-        node = Node(core, peer, name, address, goal, start, wishes, data=f"data{len(self.nodes)}")
+        node = Node(core, own, peer, name, address, goal, start, wishes, data=f"data{len(self.nodes)}")
         for key, value in driver.items():
             assert hasattr(node, key)
             setattr(node, key, value)
@@ -313,12 +347,17 @@ class Network:
         """Hand an event to a core and carry out what it answers."""
         if not node.alive or node.done is not None:
             return
-        for effect in node.core.handle(event, self.now):
+        if node.asleep:
+            node.waiting.append(event)
+            return
+        for effect in node.core.handle(event, self.now + node.offset):
             assert node.done is None, f"{effect} after the end"
             self._carry_out(node, effect)
         rounds = [n.core.round for n in self.nodes if n.alive and n.core.state == "running"]
         self.apart = max(self.apart, max(rounds, default=0) - min(rounds, default=0))
         deadline = None if node.done is not None else node.core.next_deadline()
+        if deadline is not None:
+            deadline -= node.offset
         if deadline is not None and (node.wake_at is None or deadline < node.wake_at or node.wake_at < self.now):
             node.wake_at = deadline
             self.at(deadline, lambda: self._tick(node, deadline))
@@ -351,6 +390,10 @@ class Network:
                 out = torch.empty_like(effect.own)
                 distance = mix(effect.own, effect.own_weight, effect.received, out)
                 self.later(node, Mixed(round, out, distance, 0.1), 0.1)
+            case Hash(token):
+                self.later(node, Hashed(token, payload(node.bodies[token])), 0.001)
+            case Rekey():
+                node.rekeys.append(effect)
             case Serve(token, vector):
                 node.bodies[token] = vector
                 node.most_bodies = max(node.most_bodies, len(node.bodies))
@@ -377,6 +420,7 @@ class Network:
             min_peers=int(values["min_peers"]),
             patience=float(values["patience"]),
             max_wait_s=float(values["max_wait_s"]),
+            healing=node.healing,
         )
         return Prepared(
             settings=dict(settings),
@@ -398,7 +442,7 @@ class Network:
             steps = max(1, int(FULL_STEPS * budget / full_s))
         seconds = full_s * steps / FULL_STEPS
         trained = train(vector, node.target, 0.3 * steps / FULL_STEPS)
-        self.later(node, Trained(round, trained, steps, FULL_STEPS, 0.5, seconds), seconds)
+        self.later(node, Trained(round, trained, steps, FULL_STEPS, 0.5, seconds, payload(trained)), seconds)
 
     def _fetch(self, node: Node, peer: PeerId, offer: Offer) -> None:
         owner = next((n for n in self.nodes if n.peer == peer and n.alive and n.done is None), None)
@@ -428,12 +472,12 @@ class Network:
         mine.other, theirs.other = theirs, mine
         node.ends[mine.link], other.ends[theirs.link] = mine, theirs
         self._order += 2
-        self._pass_on(theirs, LinkOpened(theirs.link))
-        self.feed(node, LinkOpened(mine.link, key))
+        self._pass_on(theirs, LinkOpened(theirs.link, proven=node.peer if self.secure else ""))
+        self.feed(node, LinkOpened(mine.link, key, other.peer if self.secure else ""))
 
     def _send(self, node: Node, link: int, message: Message) -> None:
         end = node.ends.get(link)
-        if end is None or end.other is None:
+        if end is None or end.other is None or self._deaf(node, end.other.node):
             return
         altered: Message | None = message
         for alter in self.alter:
@@ -449,6 +493,8 @@ class Network:
 
         def deliver() -> None:
             if to.open:
+                if to.other is not None and isinstance(event, LinkLost) and self._deaf(to.other.node, to.node):
+                    return  # word of the end is lost like any other
                 if isinstance(event, LinkLost):
                     to.open = False
                     to.node.ends.pop(to.link, None)
@@ -479,27 +525,59 @@ class Network:
     # Misfortunes
 
     def kill(self, node: Node, *, silent: bool = False) -> None:
-        """End a process; silent: the machine, and others notice after five seconds."""
+        """End a process; silent: the machine, and no connection to it ends by itself."""
         node.alive, node.silent = False, silent
-        self._end_all(node, 5.0 if silent else None)
+        if not silent:
+            self._end_all(node)
 
     def stop(self, node: Node) -> None:
         """The user leaves."""
         self.feed(node, Stop())
 
-    def partition(self, *some: Node) -> None:
-        """Cut these peers off from all others."""
+    def partition(self, *some: Node, silent: bool = False) -> None:
+        """Cut these peers off from all others; silent: no connection between them ends by itself."""
         inside = {node.peer for node in some}
-        self._walls.append((inside, {node.peer for node in self.nodes} - inside))
+        outside = {node.peer for node in self.nodes} - inside
+        self._walls.append((inside, outside))
+        if silent:
+            self._mute |= {pair for a in inside for b in outside for pair in ((a, b), (b, a))}
+            return
         for node in some:
             for end in list(node.ends.values()):
                 assert end.other is not None
                 if end.other.node.peer not in inside:
                     self._end_link(end)
 
+    def wall(self, a: Node, b: Node) -> None:
+        """These two cannot reach each other any more, and no connection between them ends by itself."""
+        self._walls.append(({a.peer}, {b.peer}))
+        self._mute |= {(a.peer, b.peer), (b.peer, a.peer)}
+
+    def mute(self, speaker: Node, listener: Node) -> None:
+        """What one says does not reach the other; the other way all is well."""
+        self._mute.add((speaker.peer, listener.peer))
+
     def heal(self) -> None:
         """End all partitions."""
         self._walls.clear()
+        self._mute.clear()
+
+    def sleep(self, node: Node, seconds: float) -> None:
+        """Stop a process, and let it go on after a while: what happened meanwhile comes at once."""
+        node.asleep = True
+
+        def wake() -> None:
+            node.asleep, waiting = False, node.waiting
+            node.waiting = []
+            node.wake_at = None
+            self.feed(node, Tick())
+            for event in waiting:
+                self.feed(node, event)
+
+        self.at(self.now + seconds, wake)
+
+    def _deaf(self, speaker: Node, listener: Node) -> bool:
+        return (speaker.peer, listener.peer) in self._mute
 
     def _walled(self, a: Node, b: Node) -> bool:
         return any((a.peer in x and b.peer in y) or (a.peer in y and b.peer in x) for x, y in self._walls)
@@ -510,10 +588,12 @@ def network(
     latency: Latency = lambda rng: 0.01,
     seed: int = 0,
     wait_s: float | None = None,
+    swim: Swim | None = None,
     **settings: Setting,
 ) -> Network:
     """So many peers who all start at once, all ask for the same, and begin when all are there."""
     net = Network(latency, seed, **{"min_peers": peers, **settings})
+    net.swim = swim or net.swim
     for index in range(peers):
         net.add(index, wait_s=wait_s)
     return net

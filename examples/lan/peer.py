@@ -1,7 +1,7 @@
 """One peer on the LAN, in Python: run it on two machines (or twice on this one), with parts 1 and 2.
 
-python examples/lan/peer.py 1/2
-python examples/lan/peer.py 2/2          # on the other machine
+python examples/lan/peer.py 1/2          # makes the network's key; p2pfl network token example shows it
+python examples/lan/peer.py 2/2          # on the other machine, after p2pfl network join - (and the token)
 python examples/lan/peer.py 2/2 127.0.0.1 3     # on one machine alone: interface, rounds
 """
 
@@ -14,6 +14,9 @@ interface = sys.argv[2] if len(sys.argv) > 2 else None
 rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 10
 
 data = p2pfl.load_data("mnist10k", part=part, alpha=0.5)
+
+
+p2pfl.create_network("example", exist_ok=True)  # or finds the one that was made or joined
 
 
 def show(event: object) -> None:

@@ -5,7 +5,23 @@ from typing import Annotated
 
 import typer
 
-from p2pfl.cli import analyze, average, bench, demo, evaluate, peers, predict, recipe, simulate, start, sweep, topology
+from p2pfl.cli import (
+    analyze,
+    average,
+    bench,
+    chaos,
+    demo,
+    doctor,
+    evaluate,
+    network,
+    peers,
+    predict,
+    recipe,
+    simulate,
+    start,
+    sweep,
+    topology,
+)
 from p2pfl.errors import P2pflError
 
 app = typer.Typer(
@@ -17,8 +33,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (demo, start, peers, evaluate, predict, analyze, average, simulate, sweep):
+for module in (demo, start, peers, doctor, evaluate, predict, analyze, average, simulate, sweep, chaos):
     app.command(name=module.__name__.rpartition(".")[2], epilog=module.EXAMPLES)(module.command)
+app.add_typer(network.app, name="network")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(bench.app, name="bench")
 app.add_typer(topology.app, name="topology")

@@ -68,6 +68,35 @@ def transfer(
     )
 
 
+@app.command(epilog="Examples:\n\np2pfl bench tls\n\np2pfl bench tls --model-mb 50 --json")
+def tls(
+    model_mb: Annotated[int, typer.Option(min=1, help="Size of the model in MB.")] = 200,
+    repeats: Annotated[int, typer.Option(min=1, help="How often it is moved each way.")] = 5,
+    json: options.Json = False,
+) -> None:
+    """What TLS costs: a large model against a raw mutual-TLS socket, a small one, and a new connection."""
+    from p2pfl.bench.tls import measure
+
+    with options.console(json).status(f"moving {model_mb} MB, {repeats} times, over TLS, a raw TLS socket, plain …"):
+        figures = measure(model_mb, repeats)
+    _show(
+        figures,
+        json,
+        {
+            "model_mb": "model (MB)",
+            "tls_gb_per_s": "over mutual TLS (GB/s)",
+            "raw_tls_gb_per_s": "a raw mutual-TLS socket (GB/s)",
+            "ratio": "ratio",
+            "plain_gb_per_s": "in the clear (GB/s)",
+            "sha256_gb_per_s": "apart from it: SHA-256 (GB/s)",
+            "connect_ms": "a new control connection: handshake, a message there and back (ms)",
+            "connect_plain_ms": "the same in the clear (ms)",
+            "small_ms": "a model of 400 kB over a kept connection (ms)",
+            "small_plain_ms": "the same in the clear (ms)",
+        },
+    )
+
+
 @app.command(epilog="Example:\n\np2pfl bench memory --json")
 def memory(json: options.Json = False) -> None:
     """What an idle peer holds in memory, against a process that has only imported torch."""
@@ -155,6 +184,67 @@ def simulate(
         for key, title in keys.items()
     }
     _show(flat, json, named)
+
+
+@app.command(epilog="Examples:\n\np2pfl bench faults --minutes 1\n\nsudo p2pfl bench faults --hosts --json")
+def faults(
+    minutes: Annotated[float, typer.Option(min=0.05, help="How long all cores are kept busy.")] = 10.0,
+    hosts: Annotated[
+        bool,
+        typer.Option("--hosts", help="Also pull cables and split networks, in network namespaces: Linux and root."),
+    ] = False,
+    json: options.Json = False,
+) -> None:
+    """How fast faults are seen and over: a crash, a held process, busy cores; with --hosts, cables and splits."""
+    from p2pfl.bench.faults import measure
+
+    console = options.console(json)
+    figures = measure(minutes, hosts, lambda line: console.print(line))
+    titles = {
+        "reset_s_4": "a killed peer is dropped by all, of 4 (s; promised 1)",
+        "reset_s_16": "a killed peer is dropped by all, of 16 (s; promised 1)",
+        "held_dropped_s": "a held process is dropped by all (s)",
+        "held_back_s": "it is back after it was let go (s; promised 10)",
+        "held_false_deaths": "others that it took for dead (promised 0)",
+        "power_loss_s_4": "a lost cable is noticed by all, of 4 (s; promised 6)",
+        "power_loss_s_16": "a lost cable is noticed by all, of 16 (s; promised 6)",
+        "power_loss_false_deaths_4": "others taken for dead meanwhile, of 4 (promised 0)",
+        "power_loss_false_deaths_16": "others taken for dead meanwhile, of 16 (promised 0)",
+        "back_s_4": "back after the cable was plugged in, of 4 (s; promised 10)",
+        "back_s_16": "back after the cable was plugged in, of 16 (s; promised 10)",
+        "healed_s": "one view after a split of 8 was healed (s; promised 10)",
+        "busy_minutes": "all cores busy (minutes)",
+        "busy_rounds": "rounds of each of 8 peers meanwhile",
+        "busy_false_deaths": "taken for dead meanwhile (promised 0)",
+    }
+    _show(figures, json, {key: title for key, title in titles.items() if key in figures})
+
+
+@app.command(epilog="Examples:\n\np2pfl bench churn\n\np2pfl bench churn --peers 12 --rounds 20 --json")
+def churn(
+    peers: Annotated[int, typer.Option(min=5, max=64, help="Peers, each a process.")] = 24,
+    rounds: Annotated[int, typer.Option(min=8, help="Rounds of the run.")] = 40,
+    json: options.Json = False,
+) -> None:
+    """What it costs that a fifth of the peers is killed and as many join in mid-run, against a run left alone."""
+    from p2pfl.bench.faults import churn as measure
+
+    console = options.console(json)
+    figures = measure(peers, rounds, lambda line: console.print(line))
+    _show(
+        figures,
+        json,
+        {
+            "accuracy": "test accuracy, mean",
+            "accuracy_undisturbed": "the same where nobody comes or goes",
+            "lost_points": "difference (points; promised at most 2)",
+            "round_s": "a round, median (s)",
+            "deadline_s": "its deadline: three times that, at least 2 s (s)",
+            "longest_wait_s": "longest time between two rounds of any peer (s)",
+            "longest_wait_undisturbed_s": "the same where nobody comes or goes (s)",
+            "false_deaths": "taken for dead who were not",
+        },
+    )
 
 
 def _show(figures: Mapping[str, Any], json: bool, titles: Mapping[str, str]) -> None:

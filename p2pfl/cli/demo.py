@@ -1,5 +1,6 @@
 """`p2pfl demo`: peers as processes of this machine find each other and learn together what none could alone."""
 
+import secrets
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from p2pfl.cli import options
-from p2pfl.cli.options import NAMES, asked, fresh_folder, megabytes, percent, print_json, spread
+from p2pfl.cli.options import NAMES, asked, file_name, fresh_folder, megabytes, percent, print_json, spread
+from p2pfl.cli.seen import LogJson, Verbose, seen
 from p2pfl.cli.watch import Watch
 from p2pfl.errors import P2pflError, UsageError
-from p2pfl.events import Listening, PeerJoined, Started
+from p2pfl.events import Listening, PeerJoined, Sink, Started
 from p2pfl.types import Setting
 
 EXAMPLES = """Examples:
@@ -45,6 +47,11 @@ def command(
     batch_size: options.BatchSize = None,
     seed: options.Seed = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the files of the run \\[default: runs/demo-…].")] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Encrypt nothing between the peers of this demo.")
+    ] = False,
+    log_json: LogJson = None,
+    verbose: Verbose = False,
     json: options.Json = False,
     baselines: Annotated[
         bool, typer.Option("--baselines/--no-baselines", help="Also train each peer alone, and one on all data.")
@@ -68,8 +75,10 @@ def command(
     )
     _check_topology(settings, peers)
     folder = fresh_folder(out, "demo", time.strftime("%Y%m%d-%H%M%S"))
-    demo = _Demo(settings, peers, data, target, model, folder, options.console(json))
-    summary = demo.run(baselines)
+    demo = _Demo(settings, peers, data, target, model, folder, options.console(json), insecure)
+    with seen(None, log_json, verbose, lambda text: demo.console.print(Text(text))) as watched:
+        demo.sinks = watched.sinks
+        summary = demo.run(baselines)
     if json:
         print_json(summary)
     else:
@@ -93,6 +102,8 @@ class _Demo:
     model: str | None
     folder: Path
     console: Console
+    insecure: bool = False
+    sinks: tuple[Sink, ...] = ()
     names: list[str] = field(default_factory=list)
     died: set[str] = field(default_factory=set)
     partition: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -100,15 +111,19 @@ class _Demo:
 
     def run(self, baselines: bool) -> dict[str, Any]:
         """The whole of it; returns the summary, which is also written."""
+        from p2pfl.network_key import KEY_BYTES, NetworkKey
         from p2pfl.processes import PeerSpec, Processes
         from p2pfl.sinks import RunFiles
 
         self.names = [NAMES[i] if i < len(NAMES) else f"peer-{i + 1}" for i in range(self.peers)]
+        network = f"demo-{file_name(self.folder.name)}"[-40:].lstrip(".-")
+        key = None if self.insecure else NetworkKey(network, secrets.token_bytes(KEY_BYTES)).token
         specs = [
             PeerSpec(
                 name=name,
                 seat=str(index),
-                network=f"demo-{self.folder.name}"[-40:],
+                network=network,
+                key=key,
                 data=self.data,
                 target=self.target,
                 part=(index + 1, self.peers),
@@ -139,6 +154,8 @@ class _Demo:
         self.console.print(
             Text(f"{self.peers} peers, each a process with its own piece of {self.data}, {self.settings['topology']}")
         )
+        if self.insecure:
+            self.console.print(Text("INSECURE: nothing is encrypted between them", style="bold red"))
         name_of = {processes.launch(spec): spec.name for spec in specs}
         listening: dict[int, tuple[str, ...]] = {}
         heard = False
@@ -163,7 +180,8 @@ class _Demo:
                     elif isinstance(told, Partition):
                         self.partition[name] = told.counts
                     else:
-                        files(told)
+                        for sink in (files, *self.sinks):
+                            sink(told)
                         watch.take(name, told)
                         heard = heard or isinstance(told, PeerJoined)
                         began = began or isinstance(told, Started)
@@ -209,6 +227,7 @@ class _Demo:
         accuracies = [e.test_accuracy for e in together.values() if e.test_accuracy is not None]
         summary: dict[str, Any] = {
             "peers": self.peers,
+            "encrypted": not self.insecure,
             "rounds": self.settings["rounds"],
             "topology": self.settings["topology"],
             "algorithm": "d-psgd",
@@ -270,7 +289,7 @@ class _Demo:
             Text(
                 f"{megabytes(summary['bytes_sent'])} of models sent ({megabytes(int(per_round))} a peer and round) and "
                 f"{megabytes(summary['control_bytes_sent'])} of control messages, in {summary['wall_s']:.1f} s. "
-                "No data left its peer."
+                f"No data left its peer. {'NOTHING WAS ENCRYPTED.' if self.insecure else 'Every link was encrypted.'}"
             )
         )
         console.print(Text(f"Files: {self.folder}"))
@@ -279,6 +298,6 @@ class _Demo:
         target = f" --target {self.target}" if self.target else ""
         console.print(Text(f"  p2pfl evaluate {model} --data {self.data}{target}"), soft_wrap=True)
         console.print(
-            Text("  p2pfl start --network home --data mnist10k --part 1/2     (and 2/2 on another machine)"),
+            Text("  p2pfl network create home && p2pfl start --network home     (and join it from another machine)"),
             soft_wrap=True,
         )

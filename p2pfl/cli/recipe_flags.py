@@ -31,6 +31,10 @@ NETWORK: Mapping[str, tuple[Any, str]] = {
     "patience": (float, "a round waits this many times as long as its median neighbor took"),
     "min_deadline_s": (float, "but at least this long"),
     "max_wait_s": (float, "and this long while fewer than half have come"),
+    "healing": (
+        Literal["catch-up", "average"],
+        "a split network meets again: its smaller part takes over the others' model (catch-up), or average",
+    ),
 }
 WORLD: Mapping[str, tuple[Any, str]] = {
     "peers": (int, "how many are simulated"),

@@ -6,16 +6,18 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from p2pfl.cli import options
+from p2pfl.cli.keys import ring_for, warn_if_exposed
 from p2pfl.cli.options import asked, file_name, fresh_folder, megabytes, part_of, percent, print_json, spread
+from p2pfl.cli.seen import LogJson, Metrics, Verbose, Watched, seen
 from p2pfl.cli.watch import Watch
 from p2pfl.errors import UsageError
 from p2pfl.events import Listening, PeerGone, PeerJoined, RunEvent, Started, StateChanged
@@ -23,14 +25,26 @@ from p2pfl.types import Setting
 
 EXAMPLES = """Examples:
 
-p2pfl start --network home --data mnist10k --part 1/2
+p2pfl network create home && p2pfl start --data mnist10k --part 1/2
+p2pfl start --join key --data mnist10k --part 2/2
 p2pfl start --network lab --data scans/ --rounds 0 --min-peers 3
 p2pfl start --network lab --data rows.csv --target price --peer 192.168.1.20:7470"""
 
 
 def command(
     name: Annotated[str | None, typer.Option(help="What to call this peer \\[default: this machine's name].")] = None,
-    network: Annotated[str, typer.Option(help="Peers of one network name find each other.")] = "home",
+    network: Annotated[
+        str | None,
+        typer.Option(help="The network to be in; its key is on this machine \\[default: the only one that is]."),
+    ] = None,
+    join: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Join the network whose key is in this file; - asks for the token. Once."),
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Encrypt nothing; on this machine alone unless --interface is given."),
+    ] = False,
     data: options.Data = "mnist10k",
     target: options.Target = None,
     missing: options.Missing = "refuse",
@@ -58,11 +72,24 @@ def command(
         int | None, typer.Option(min=1, max=65535, help="Listen on this port \\[default: the first free from 7470].")
     ] = None,
     interface: Annotated[str | None, typer.Option(help="Interface to use: name or address \\[default: all].")] = None,
+    identity: Annotated[
+        Path | None, typer.Option(help="File with this peer's own key \\[default: one for its name, in P2PFL_HOME].")
+    ] = None,
+    healing: Annotated[
+        Literal["catch-up", "average"] | None,
+        typer.Option(
+            help="Once a split network meets again, its smaller part takes over the others' model, or averages "
+            "\\[default: catch-up]."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Threads to compute with \\[default: PyTorch's].")] = None,
     init: Annotated[Path | None, typer.Option(help="A model file to begin with.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the run's files \\[default: runs/NETWORK-…].")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    metrics: Metrics = None,
+    log_json: LogJson = None,
+    verbose: Verbose = False,
     json: options.Json = False,
 ) -> None:
     """Start a peer: it finds the others of its network, trains on its own data, and averages with its neighbors."""
@@ -78,15 +105,20 @@ def command(
         batch_size=batch_size,
         alpha=alpha,
         min_peers=min_peers,
+        healing=healing,
     )
     shown = name or socket.gethostname().partition(".")[0] or "peer"
     console = options.console(json)
     chosen = part_of(part) if part else None
     if alpha is not None and chosen is None:
         raise UsageError("--alpha shapes the split into parts: give --part I/N too")
+    if resume and out is None:
+        raise UsageError("--resume needs --out: the folder of the run to go on with")
+    network = _network(console, network, join, insecure)
+    if insecure:
+        interface = interface or "127.0.0.1"
     if resume:
-        if out is None:
-            raise UsageError("--resume needs --out: the folder of the run to go on with")
+        assert out is not None
         folder = out
     else:
         folder = fresh_folder(out, file_name(network), f"{file_name(shown)}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -109,29 +141,50 @@ def command(
         own_model=model,
     )
     _describe(console, learning)
-    session = _Session(console, shown, network, _again(network, data, target, chosen), folder, rounds)
-    this = Peer(
-        shown,
-        learning,
-        network=network,
-        seat=learning.seat,
-        interface=interface,
-        port=port,
-        peers=tuple(peer or ()),
-        wait_s=wait,
-        out=folder,
-        resume=resume,
-        init=init,
-        sinks=(session.take,),
-        facts=learning.facts,
+    session = _Session(
+        console, shown, network, _again(network, data, target, chosen, insecure), folder, rounds, insecure
     )
-    this.ask(**settings)
-    console.print(Text("Links are not encrypted yet: use a network that you trust."), style="yellow")
-    summary = session.run(this, learning.label_counts)
+    with seen(metrics, log_json, verbose, session.say) as watched:
+        this = Peer(
+            shown,
+            learning,
+            network=network,
+            insecure=insecure,
+            identity=identity,
+            seat=learning.seat,
+            interface=interface,
+            port=port,
+            peers=tuple(peer or ()),
+            wait_s=wait,
+            out=folder,
+            resume=resume,
+            init=init,
+            sinks=(session.take, *watched.sinks),
+            facts=learning.facts,
+        )
+        this.ask(**settings)
+        summary = session.run(this, learning.label_counts, watched)
     if json:
         print_json(summary)
     else:
         session.close_with(summary)
+
+
+def _network(console: Console, network: str | None, join: str | None, insecure: bool) -> str:
+    """The name of the network whose key this machine has, or has now; with `insecure`, of one without. UsageError."""
+    if not insecure:
+        ring = ring_for(network, join)
+        from p2pfl.home import exposed
+
+        for warning in (*filter(None, [warn_if_exposed(join) if join else ""]), *exposed(ring.name)):
+            console.print(Text(warning, style="yellow"), soft_wrap=True)
+        return ring.name
+    if join is not None:
+        raise UsageError("--join is for a network with a key, --insecure for one without: choose one")
+    console.print(
+        Text("INSECURE: nothing is encrypted, and whoever reaches this machine can take part.", style="bold red")
+    )
+    return network or "home"
 
 
 def _describe(console: Console, learning: Any) -> None:
@@ -148,9 +201,9 @@ def _describe(console: Console, learning: Any) -> None:
         console.print(Text(f"columns: {', '.join(describe(read_csv(Path(learning.data))))}"))
 
 
-def _again(network: str, data: str, target: str | None, part: tuple[int, int] | None) -> str:
-    """What to type on the next machine."""
-    words = f"p2pfl start --network {network}"
+def _again(network: str, data: str, target: str | None, part: tuple[int, int] | None, insecure: bool) -> str:
+    """What to type on the next machine, with a copy of the key there."""
+    words = f"p2pfl start --network {network} --insecure" if insecure else "p2pfl start --join key"
     if part is not None:
         return f"{words} --data {data} --part {part[0] + 1}/{part[1]}" if part[0] < part[1] else ""
     if data == "mnist10k":
@@ -161,13 +214,23 @@ def _again(network: str, data: str, target: str | None, part: tuple[int, int] | 
 class _Session:
     """One peer in the foreground: shows it, stops it on Ctrl-C, writes its files."""
 
-    def __init__(self, console: Console, name: str, network: str, again: str, folder: Path, rounds: int | None) -> None:
+    def __init__(
+        self,
+        console: Console,
+        name: str,
+        network: str,
+        again: str,
+        folder: Path,
+        rounds: int | None,
+        insecure: bool,
+    ) -> None:
         from p2pfl.sinks import RunFiles
 
         self._console = console
         self._name = name
         self._network = network
         self._again = again
+        self._insecure = insecure
         self._watch = Watch(console, [name], 15 if rounds is None else rounds)
         self._files = RunFiles(folder, self._watch.say)
         self._began = time.monotonic()
@@ -179,9 +242,15 @@ class _Session:
         self._watch.take(self._name, event)
         match event:
             case Listening(addresses=addresses):
-                self._watch.say(f"{self._name} waits in network {self._network!r} at {', '.join(addresses)}")
-                if self._again:
-                    self._watch.say(f"on the next machine:  {self._again}", wrap=False)
+                clear = ", NOT ENCRYPTED," if self._insecure else ""
+                self._watch.say(f"{self._name} waits in network {self._network!r}{clear} at {', '.join(addresses)}")
+                if self._again and not self._insecure:
+                    from p2pfl.home import key_path
+
+                    self._watch.say(f"on the next machine, with a copy of {key_path(self._network)}:", wrap=False)
+                    self._watch.say(f"  {self._again}", wrap=False)
+                elif self._again:
+                    self._watch.say(f"next:  {self._again}", wrap=False)
                 first = next((a for a in addresses if not a.startswith("127.")), addresses[0] if addresses else "")
                 self._watch.say(f"where multicast is blocked, add:  --peer {first}", wrap=False)
             case PeerJoined(name=other):
@@ -210,7 +279,11 @@ class _Session:
             f"{recipe.model}, {much} of {work}, lr {recipe.lr:g}, batch {recipe.batch_size}, seed {recipe.seed}"
         )
 
-    def run(self, peer: Any, label_counts: Callable[[], dict[str, int]]) -> dict[str, Any]:
+    def say(self, text: str) -> None:
+        """A line for the person who watches."""
+        self._watch.say(text)
+
+    def run(self, peer: Any, label_counts: Callable[[], dict[str, int]], watched: Watched) -> dict[str, Any]:
         """Run the peer to its end; returns the summary, which is also written."""
         try:
             self._files.open()
@@ -218,7 +291,7 @@ class _Session:
             self._watch.say(f"nothing is written to {self._files.folder}: {error.strerror}; the run goes on")
         try:
             with self._watch:
-                result = asyncio.run(_until_stopped(peer, self._watch))
+                result = asyncio.run(_until_stopped(peer, self._watch, watched.metrics))
         finally:
             self._files.close()
             with suppress(OSError):  # a start that failed leaves no empty folder
@@ -229,6 +302,7 @@ class _Session:
         summary = {
             "peer": self._name,
             "network": self._network,
+            "encrypted": not self._insecure,
             "peers": len(result.members),
             "members": result.members,
             "rounds": result.round,
@@ -246,6 +320,7 @@ class _Session:
             "bytes_received": files.bytes_received,
             "control_bytes_sent": files.control_bytes_sent,
             "failures": dict(result.failures),
+            "metrics_address": watched.metrics_address,
             "folder": str(files.folder),
             "model": str(peer.model_path),
         }
@@ -268,6 +343,8 @@ class _Session:
         figure += "".join(f", {name} {value:.4g}" for name, value in summary["metrics"].items())
         sent, received = megabytes(summary["bytes_sent"]), megabytes(summary["bytes_received"])
         rounds = f"{summary['rounds']} rounds" if summary["rounds"] != 1 else "1 round"
+        if not summary["encrypted"]:
+            console.print(Text("INSECURE: nothing was encrypted", style="bold red"))
         console.print(Text(f"{rounds} in {summary['wall_s']:.1f} s, {figure}; {sent} sent, {received} received"))
         if summary["failures"]:
             lost = ", ".join(f"{count} × {reason}" for reason, count in summary["failures"].items())
@@ -275,7 +352,7 @@ class _Session:
         console.print(Text(f"model: {summary['model']}"), soft_wrap=True)
 
 
-async def _until_stopped(peer: Any, watch: Watch) -> Any:
+async def _until_stopped(peer: Any, watch: Watch, metrics: Any) -> Any:
     """Run, leaving in good order on the first Ctrl-C or SIGTERM and at once on the second."""
     loop = asyncio.get_running_loop()
     asked_to_stop = False
@@ -290,4 +367,5 @@ async def _until_stopped(peer: Any, watch: Watch) -> Any:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    return await peer.run()
+    with nullcontext() if metrics is None else metrics.watching(loop):
+        return await peer.run()

@@ -15,7 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from p2pfl.errors import DataError, ModelError, TrainingError, UsageError
 from p2pfl.keys import random_key
 from p2pfl.layout import Layout, Vector, layout_of
+from p2pfl.learning import optimizer_state
 from p2pfl.learning.examples import Examples
+from p2pfl.state import State
 
 Loss: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # (outputs, targets) -> scalar
 Metric: TypeAlias = Callable[[torch.Tensor, torch.Tensor], torch.Tensor | float]  # over the whole test part
@@ -48,7 +50,10 @@ class Evaluation:
 
 
 class Learner(Protocol):
-    """A model and its data, as a peer sees them. Called from one thread at a time."""
+    """A model and its data, as a peer sees them. Called from one thread at a time.
+
+    One that carries more than the model from round to round (an optimizer's momentum, say) is `Stateful`, too.
+    """
 
     @property
     def layout(self) -> Layout:
@@ -83,6 +88,9 @@ class TorchLearner:
     The module's parameters become views of one flat vector, so that loading and reading them is one copy. The process's
     random generator is seeded by (seed, seat, round) while training and put back afterwards: dropout and the order of
     the examples are the same wherever this peer runs.
+
+    An optimizer lives as long as the learner. Its state is this peer's own: it is neither mixed nor sent, and a peer
+    that catches up from another's model keeps the momentum it had.
     """
 
     def __init__(
@@ -212,6 +220,14 @@ class TorchLearner:
                 metrics["accuracy"] = float((output.argmax(1) == target).double().mean())
         accuracy = metrics.pop("accuracy", None)
         return Evaluation(loss if math.isfinite(loss) else None, accuracy, metrics)
+
+    def state(self) -> State:
+        """See `Stateful`: of optimizer and schedule, and the buffers of whole numbers. Raises ModelError."""
+        return optimizer_state.take(self.model, self._optimizer, self._schedule, self._rounds_scheduled)
+
+    def restore(self, state: State) -> None:
+        """See `Stateful`. The learner is not to be used where it raises ModelError."""
+        self._rounds_scheduled = optimizer_state.put(state, self.model, self._optimizer, self._schedule)
 
     def _adopt_parameters(self) -> None:
         views = self.layout.views(self._flat)

@@ -4,7 +4,7 @@ Discovery only proposes. A record can be stale, forged or another network's; wha
 answers at the address. Dialing, and dialing again, is the caller's business.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
@@ -16,14 +16,17 @@ from p2pfl.types import PeerId
 class Candidate:
     """A peer that may be reached; unverified."""
 
-    peer: PeerId
+    peer: PeerId  # as it calls itself on the LAN: its id, or an alias where the network has a key
     network: str  # the tag that tells networks on one LAN apart
     addresses: tuple[str, ...]  # host:port, IPv6 hosts in brackets
 
 
 @dataclass(frozen=True)
 class Announcement:
-    """What a peer tells of itself. The host 0.0.0.0 stands for every address of this machine, as they come and go."""
+    """What a peer tells of itself. The hosts 0.0.0.0 and :: stand for every address it has, now and later.
+
+    Whoever is on the LAN can read it: where the network has a key, `peer` is an alias and `network` a keyed tag.
+    """
 
     peer: PeerId
     network: str
@@ -49,7 +52,11 @@ class Discovery(Protocol):
     ) -> None: ...
 
     async def announce(self, announcement: Announcement) -> None:
-        """Tell the others of this peer; again to change what is told."""
+        """Tell the others of this peer; again to change what is told. Another name replaces the former one."""
+        ...
+
+    def listen_for(self, network: str | Iterable[str] | None) -> None:
+        """From now on, propose candidates with one of these tags; None: all. Those heard before are proposed now."""
         ...
 
     def candidates(self) -> tuple[Candidate, ...]:
@@ -59,6 +66,13 @@ class Discovery(Protocol):
     def verified(self, peer: PeerId) -> None:
         """Say that this candidate answered and proved its key: it outlasts others when the table is full."""
         ...
+
+
+def tags_of(network: str | Iterable[str] | None) -> frozenset[str] | None:
+    """The tags to listen for; None: all."""
+    if network is None:
+        return None
+    return frozenset([network] if isinstance(network, str) else network)
 
 
 def ignore(_: object) -> None:
@@ -144,6 +158,9 @@ class NoDiscovery:
     async def announce(self, announcement: Announcement) -> None:
         """Tell nobody."""
 
+    def listen_for(self, network: str | Iterable[str] | None) -> None:
+        """Nobody is proposed."""
+
     def candidates(self) -> tuple[Candidate, ...]:
         """None."""
         return ()
@@ -161,7 +178,11 @@ class MemoryLan:
     def join(self, discovery: "MemoryDiscovery") -> None:
         """Let this peer hear the others."""
         self._present.append(discovery)
-        for other in self._present:
+        self.repeat(discovery)
+
+    def repeat(self, discovery: "MemoryDiscovery") -> None:
+        """Tell this peer again of all who are present."""
+        for other in tuple(self._present):
             if other.announced is not None:
                 discovery.hear(other.announced)
 
@@ -169,8 +190,12 @@ class MemoryLan:
         """Say goodbye for this peer."""
         self._present.remove(discovery)
         if discovery.announced is not None:
-            for other in tuple(self._present):
-                other.forget(discovery.announced.peer)
+            self.withdraw(discovery.announced)
+
+    def withdraw(self, announcement: Announcement) -> None:
+        """Tell everybody present that this holds no more."""
+        for other in tuple(self._present):
+            other.forget(announcement.peer)
 
     def announce(self, announcement: Announcement) -> None:
         """Tell everybody present, in the order they joined."""
@@ -182,13 +207,13 @@ class MemoryDiscovery:
     """Discovery among peers of one process: at once, in a fixed order, without a socket.
 
     Args:
-        network: propose candidates of this network alone; None proposes all.
+        network: the tag, or tags, of the candidates to propose; None proposes all.
     """
 
-    def __init__(self, lan: MemoryLan, network: str | None, found: Found, lost: Lost = ignore) -> None:
+    def __init__(self, lan: MemoryLan, network: str | Iterable[str] | None, found: Found, lost: Lost = ignore) -> None:
         self.announced: Announcement | None = None
         self._lan = lan
-        self._network = network
+        self._tags = tags_of(network)
         self._found = found
         self._lost = lost
         self._table = CandidateTable()
@@ -204,8 +229,18 @@ class MemoryDiscovery:
 
     async def announce(self, announcement: Announcement) -> None:
         """Tell the others of this peer; again to change what is told."""
+        if self.announced is not None and self.announced.peer != announcement.peer:
+            self._lan.withdraw(self.announced)
         self.announced = announcement
         self._lan.announce(announcement)
+
+    def listen_for(self, network: str | Iterable[str] | None) -> None:
+        """From now on, propose candidates with one of these tags; None: all. Those present are proposed now."""
+        self._tags = tags_of(network)
+        for candidate in self._table.candidates():
+            if self._tags is not None and candidate.network not in self._tags:
+                self.forget(candidate.peer)
+        self._lan.repeat(self)
 
     def candidates(self) -> tuple[Candidate, ...]:
         """All candidates known now, the longest silent first."""
@@ -218,7 +253,10 @@ class MemoryDiscovery:
     def hear(self, announcement: Announcement) -> None:
         """For the LAN: somebody announced."""
         own = self.announced is not None and announcement.peer == self.announced.peer
-        if own or (self._network is not None and announcement.network != self._network):
+        if own:
+            return
+        if self._tags is not None and announcement.network not in self._tags:
+            self.forget(announcement.peer)
             return
         candidate = Candidate(announcement.peer, announcement.network, announcement.addresses)
         if self._table.heard(candidate):

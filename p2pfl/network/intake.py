@@ -13,9 +13,9 @@ from p2pfl.errors import FetchError
 
 
 class _Intake(asyncio.BufferedProtocol):
-    """Fills a buffer from a transport; `done` tells when it is full, or why it never will be."""
+    """Fills a buffer from a transport; `done` tells whether it is full, once that is known."""
 
-    def __init__(self, transport: asyncio.Transport, into: memoryview, done: "asyncio.Future[None]") -> None:
+    def __init__(self, transport: asyncio.Transport, into: memoryview, done: "asyncio.Future[bool]") -> None:
         self._transport = transport
         self._owner = transport.get_protocol()  # told of the connection's end
         self._into = into
@@ -27,6 +27,10 @@ class _Intake(asyncio.BufferedProtocol):
         """Bytes taken in."""
         return self._position
 
+    def let_go(self) -> None:
+        """Forget the buffer: a TLS transport remembers its former protocols, and would keep it taken."""
+        self._into = memoryview(b"")
+
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._into[self._position :]
 
@@ -34,7 +38,7 @@ class _Intake(asyncio.BufferedProtocol):
         self._position += nbytes
         if self._position == len(self._into) and not self._done.done():
             self._transport.pause_reading()  # whatever comes now is no part of the body
-            self._done.set_result(None)
+            self._done.set_result(True)
 
     def eof_received(self) -> None:
         self._end()
@@ -45,8 +49,7 @@ class _Intake(asyncio.BufferedProtocol):
 
     def _end(self) -> None:
         if not self._done.done():
-            text = f"after {self._position} of {len(self._into)} bytes"
-            self._done.set_exception(FetchError("broken off", text))
+            self._done.set_result(False)
 
 
 async def take_in(response: aiohttp.ClientResponse, into: memoryview, stall_s: float) -> None:
@@ -66,7 +69,7 @@ async def take_in(response: aiohttp.ClientResponse, into: memoryview, stall_s: f
             raise FetchError("broken off", f"after {len(begun)} of {len(into)} bytes")
         return
     transport = connection.transport
-    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     if len(begun) == len(into):
         transport.abort()
         return
@@ -81,7 +84,11 @@ async def take_in(response: aiohttp.ClientResponse, into: memoryview, stall_s: f
                 raise TimeoutError(f"nothing came for {stall_s:g} s")
             seen = intake.position
             await asyncio.wait([done], timeout=stall_s)
-        done.result()
+        if (
+            not done.result()
+        ):  # raised here: an error that the protocol holds would hold these frames, and they the buffer
+            raise FetchError("broken off", f"after {len(begun) + intake.position} of {len(into)} bytes")
     finally:
         transport.set_protocol(owner)
         transport.abort()
+        intake.let_go()

@@ -1,26 +1,34 @@
-"""Discovery on the LAN by multicast DNS (RFC 6762, RFC 6763): service `_p2pfl._tcp`, the peer id its instance name.
+"""Discovery on the LAN by multicast DNS (RFC 6762, RFC 6763): service `_p2pfl._tcp`, a peer's id or alias its instance.
 
 Names are not probed for before use (`cooperating_responders`), which shows a peer to others in milliseconds instead of
-a second. That is safe because the name is the peer id; should two processes share one, the hello notices.
+a second. That is safe because a name is one peer's alone; should two processes share one, the hello notices.
 
 Interfaces come and go, and the library neither follows them nor asks again on a new one. So one task, every
 `refresh_s`, reads the interfaces, joins new ones, asks who is there, and announces again: after a lost link, a change
-of address or a full table, everybody is heard within that time.
+of address or a full table, everybody is heard within that time. It asks by plain questions, and keeps no browser: one
+remembers every name it ever heard, and a stranger can make up names without end.
+
+Both families are used where this machine has them, by one socket for all that comes in, and one to send for each
+interface and family. An interface that fails never stops the others, and is tried again.
 """
 
 import asyncio
-import ipaddress
+import errno
 import logging
-import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 import zeroconf
-from zeroconf import DNSAddress, DNSPointer, DNSService  # type: ignore[attr-defined]  # what RecordUpdate carries
-from zeroconf.asyncio import AsyncServiceBrowser, AsyncZeroconf
+from zeroconf import (  # type: ignore[attr-defined]  # it does not declare what a question is made of
+    DNSOutgoing,
+    DNSPointer,
+    DNSQuestion,
+)
+from zeroconf.asyncio import AsyncZeroconf
 
 from p2pfl.errors import ProtocolError, UsageError
 from p2pfl.network.discovery import (
@@ -32,26 +40,35 @@ from p2pfl.network.discovery import (
     ignore,
     join_address,
     split_address,
+    tags_of,
 )
-from p2pfl.network.interfaces import dialable, interfaces
+from p2pfl.network.interfaces import Interface, dialable, interfaces, nearest, scoped
+from p2pfl.network.service_records import (
+    SERVICE,
+    ServiceListener,
+    check,
+    instance_of,
+    load_candidate,
+    read_candidate,
+    service_of,
+    told_hosts,
+)
 from p2pfl.types import PeerId
 
-SERVICE = "_p2pfl._tcp.local."
+__all__ = ["SERVICE", "MdnsDiscovery", "browse", "read_candidate"]
 
-_IP_VERSION = zeroconf.IPVersion.V4Only  # IPv6 needs: this, interfaces() listing it, and multicast by interface index
-_WILDCARDS = ("0.0.0.0", "::")
-_INSTANCE = re.compile(r"[A-Za-z0-9_-]{1,63}")  # one label of a DNS name
-_NETWORK_BYTES = 128  # a TXT string holds 255, its key included
-_ADDRESSES = 16  # of one candidate; the rest is not tried
+_log = logging.getLogger(__name__)
+_QUERY, _POINTER, _INTERNET = 0, 12, 1  # flags of a question, type PTR, class IN (RFC 1035, sections 3.2 and 4.1)
 _DOWN_RETRY_S = 1.0
 _GOODBYE_S = 1.0
+_QUESTIONS = 3  # on a new interface, one a refresh: the first may be lost
 
 
 class MdnsDiscovery:
     """Announces this peer on the LAN, and proposes the others it hears.
 
     Args:
-        network: propose candidates of this network alone; None proposes those of all.
+        network: the tag, or tags, of the candidates to propose; None proposes all. `listen_for` changes it.
         found: called for each new or changed candidate.
         warn: called with one line when something keeps discovery from working; it goes on trying.
         lost: called with a peer that said goodbye, or whose record ran out (two minutes of silence).
@@ -62,7 +79,7 @@ class MdnsDiscovery:
 
     def __init__(
         self,
-        network: str | None,
+        network: str | Iterable[str] | None,
         found: Found,
         warn: Callable[[str], None],
         *,
@@ -72,7 +89,7 @@ class MdnsDiscovery:
         limit: int = 1024,
     ) -> None:
         self.ignored: Counter[str] = Counter()  # reason -> records of others that made no sense
-        self._network = network
+        self._tags = tags_of(network)
         self._found = found
         self._warn = warn
         self._lost = lost
@@ -84,8 +101,10 @@ class MdnsDiscovery:
         self._told: tuple[Announcement, tuple[str, ...]] | None = None  # what `_service` was made of
         self._service: zeroconf.ServiceInfo | None = None
         self._responder: AsyncZeroconf | None = None
-        self._browser: AsyncServiceBrowser | None = None
-        self._joined: tuple[str, ...] = ()  # an address of each interface that takes part
+        self._names: set[PeerId] = set()  # under which this peer was announced
+        self._up: tuple[Interface, ...] = ()
+        self._joined: dict[str, int] = {}  # addresses that take part, and the number of the interface of each
+        self._questions = 0  # still to be asked
         self._complaint: str | None = None
         self._connected = False  # whether the interface asked for, or any that leads out of this machine, is up
         self._upkeep: asyncio.Task[None] | None = None
@@ -126,17 +145,28 @@ class MdnsDiscovery:
     async def announce(self, announcement: Announcement) -> None:
         """Tell the others of this peer; again to change what is told. It is sent as soon as an interface is up.
 
+        Under another name, the former one is withdrawn with a goodbye.
+
         Raises:
             UsageError: the announcement cannot be told in a DNS record.
         """
-        _check(announcement)
-        if self._announcement is not None and self._announcement.peer != announcement.peer:
-            raise UsageError(
-                f"this discovery announces {self._announcement.peer}; open another for {announcement.peer}"
-            )
+        check(announcement)
         self._announcement = announcement
+        self._names.add(announcement.peer)
         self._forget(announcement.peer)
         self._announced.set()
+
+    def listen_for(self, network: str | Iterable[str] | None) -> None:
+        """From now on, propose candidates with one of these tags; None: all. Those heard before are proposed now."""
+        self._tags = tags_of(network)
+        for candidate in self._table.candidates():
+            if not self._wants(candidate):
+                self._forget(candidate.peer)
+        if self._responder is not None:
+            responder = self._responder.zeroconf
+            for record in responder.cache.async_entries_with_name(SERVICE):
+                if isinstance(record, DNSPointer):
+                    self._heard(record.alias, responder)
 
     def candidates(self) -> tuple[Candidate, ...]:
         """All candidates known now, the longest silent first."""
@@ -168,26 +198,49 @@ class MdnsDiscovery:
     async def _reconcile(self) -> str | None:
         """Bring the library to the interfaces and the announcement of now; what to complain about, if anything."""
         self._connected = False
-        up = interfaces(self._interface)
+        self._up = interfaces(self._interface)
         responder = self._responder or await self._open()
         # Before joining: on a new interface the library at once tells what is registered.
-        changed = await self._tell(responder.zeroconf, dialable(up))
-        joined = tuple(one.addresses[0] for one in up)
-        if joined != self._joined or len(responder.zeroconf.engine.senders) < len(joined):
-            await responder.async_update_interfaces(list(joined), _IP_VERSION)
-            new, self._joined = set(joined) - set(self._joined), joined
-            if new:
-                await self._ask(responder.zeroconf)
+        changed = await self._tell(responder, dialable(self._up))
+        working = await self._join(responder)
+        if self._questions:
+            self._questions -= 1
+            self._ask(responder.zeroconf)
         if not changed and self._service is not None:
             responder.zeroconf.async_send(responder.zeroconf.generate_service_broadcast(self._service, None))
-        self._connected = any(not one.loopback for one in up) if self._interface is None else bool(up)
-        return self._trouble(len(up), len(responder.zeroconf.engine.senders))
+        self._connected = bool(self._up) if self._interface else any(not one.loopback for one in self._up)
+        return self._trouble(working)
+
+    async def _join(self, responder: AsyncZeroconf) -> int:
+        """Send and listen on the interfaces of now; returns on how many of them that works."""
+        wanted = {address: one.index for one in self._up for address in _taking_part(one)}
+        replugged = {address for address, index in self._joined.items() if wanted.get(address, index) != index}
+        if replugged:
+            # Under its old number, a socket would be heard by nobody, and is not replaced while its address stays.
+            await responder.async_update_interfaces([one for one in wanted if one not in replugged])
+
+        def missing() -> list[str]:
+            senders = {wrapped.interface_key[0] for wrapped in responder.zeroconf.engine.senders}
+            return [address for address in wanted if address.partition("%")[0] not in senders]
+
+        if wanted.keys() != self._joined.keys() or missing():
+            if wanted.keys() - self._joined.keys() or replugged:
+                self._questions = _QUESTIONS
+            await join_each(list(wanted), responder.async_update_interfaces, missing)
+        self._joined = wanted
+        silent = set(missing())
+        return sum(_taking_part(one)[0] not in silent for one in self._up)
 
     async def _open(self) -> AsyncZeroconf:
         # No interface is given: the constructor leaks its socket when one fails, joining them later does not.
-        responder = AsyncZeroconf(interfaces=[], ip_version=_IP_VERSION)
+        try:
+            responder = AsyncZeroconf(interfaces=[], ip_version=zeroconf.IPVersion.All)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise
+            responder = AsyncZeroconf(interfaces=[], ip_version=zeroconf.IPVersion.V4Only)  # a system without IPv6
         # Before the first await: what comes in unheard is cached, and then not asked for again.
-        responder.zeroconf.async_add_listener(_Records(self._heard, self._silent), None)
+        responder.zeroconf.async_add_listener(ServiceListener(self._heard, self._silent, self._worth_keeping), None)
         try:
             await responder.zeroconf.async_wait_for_start()
         except BaseException:
@@ -196,14 +249,17 @@ class MdnsDiscovery:
         self._responder = responder
         return responder
 
-    async def _tell(self, responder: zeroconf.Zeroconf, hosts: tuple[str, ...]) -> bool:
+    async def _tell(self, responder: AsyncZeroconf, hosts: tuple[str, ...]) -> bool:
         """Register what is to be announced, or its change; whether there was any."""
         if self._announcement is None:
             return False
-        told = (self._announcement, _expanded(self._announcement, hosts))
+        told = (self._announcement, told_hosts(self._announcement, hosts))
         if not told[1] or (self._service is not None and told == self._told):
             return False
-        service = _service_info(*told)
+        service, former = service_of(*told), self._service
+        if former is not None and former.name != service.name:
+            self._service = None
+            await (await responder.async_unregister_service(former))
         if self._service is None:
             broadcasts = await responder.async_register_service(service, cooperating_responders=True)
         else:
@@ -212,31 +268,26 @@ class MdnsDiscovery:
         await broadcasts
         return True
 
-    async def _ask(self, responder: zeroconf.Zeroconf) -> None:
-        """Ask who is there, by a new browser: one sends questions only in its first seconds, later none."""
-        if self._browser is not None:
-            await self._browser.async_cancel()
+    def _ask(self, responder: zeroconf.Zeroconf) -> None:
+        """Ask who is there."""
         # By multicast: the answer to a unicast question goes to an arbitrary one of several processes on a machine.
-        self._browser = AsyncServiceBrowser(
-            responder, SERVICE, handlers=[_ignore_change], question_type=zeroconf.DNSQuestionType.QM
-        )
+        question = DNSOutgoing(_QUERY)
+        question.add_question(DNSQuestion(SERVICE, _POINTER, _INTERNET))
+        responder.async_send(question)
 
-    def _trouble(self, up: int, senders: int) -> str | None:
+    def _trouble(self, working: int) -> str | None:
         if not self._connected and self._interface is None:
             return "no network interface is up: only peers on this machine are found until one is"
         if not self._connected:
             return f"interface {self._interface} is down: peers are found once it is up"
-        if senders < up:
+        if working < len(self._up):
             return (
-                f"discovery works on {senders} of {up} network interfaces; choose one, or raise the system's limit"
-                " of multicast memberships (Linux: net.ipv4.igmp_max_memberships)"
+                f"discovery works on {working} of {len(self._up)} network interfaces; choose one, or raise the system's"
+                " limit of multicast memberships (Linux: net.ipv4.igmp_max_memberships)"
             )
         return None
 
     async def _close(self) -> None:
-        if self._browser is not None:
-            await self._browser.async_cancel()
-            self._browser = None
         responder, self._responder = self._responder, None
         if responder is None:
             return
@@ -251,27 +302,82 @@ class MdnsDiscovery:
                 responder.zeroconf.close()
 
     def _heard(self, name: str, responder: zeroconf.Zeroconf) -> None:
-        peer = _instance(name)
-        if self._announcement is not None and peer == self._announcement.peer:
+        if instance_of(name) in self._names:
             return
         try:
-            candidate = _load(name, responder)
+            candidate = load_candidate(name, responder)
         except ProtocolError as error:
             self.ignored[error.reason] += 1
             return
         if candidate is None:
             return
-        if self._network is not None and candidate.network != self._network:
+        if not self._wants(candidate):
             self._forget(candidate.peer)
-        elif self._table.heard(candidate):
+            return
+        candidate = self._placed(candidate)
+        if candidate.addresses and self._table.heard(candidate):
             self._found(candidate)
 
+    def _wants(self, candidate: Candidate) -> bool:
+        return self._tags is None or candidate.network in self._tags
+
+    def _placed(self, candidate: Candidate) -> Candidate:
+        """The candidate with its addresses as they are dialed from here, the likeliest first, without our own."""
+        hosts = [split_address(address)[0] for address in candidate.addresses]
+        port = split_address(candidate.addresses[0])[1]
+        mine = self._announcement
+        if mine is not None and split_address(mine.addresses[0])[1] == port:
+            own = told_hosts(mine, dialable(self._up))
+            hosts = [host for host in hosts if host.partition("%")[0] not in own]
+        here = (one for host in nearest(hosts, self._up) for one in scoped(host, self._up))
+        return replace(candidate, addresses=tuple(join_address(host, port) for host in dict.fromkeys(here)))
+
+    def _worth_keeping(self) -> list[str]:
+        names = {candidate.peer for candidate in self._table.candidates()} | self._names
+        return [f"{name}.{SERVICE}" for name in names]
+
     def _silent(self, name: str) -> None:
-        self._forget(_instance(name))
+        self._forget(instance_of(name))
 
     def _forget(self, peer: PeerId) -> None:
         if self._table.lost(peer):
             self._lost(peer)
+
+
+async def join_each(
+    addresses: Sequence[str],
+    update: Callable[[list[str]], Awaitable[object]],
+    missing: Callable[[], Sequence[str]],
+) -> None:
+    """Take part on all addresses; where that fails, on as many as work, one by one.
+
+    Args:
+        update: take part on these alone; an address that cannot be listened on may make it fail for all.
+        missing: those that do not take part so far.
+    """
+    with suppress(OSError, RuntimeError):
+        await update(list(addresses))
+    left = set(missing())
+    works = [one for one in addresses if one not in left]
+    for address in addresses:
+        if address in left:
+            try:
+                await update([*works, address])
+            except (OSError, RuntimeError) as error:
+                _log.debug("%s takes no part in discovery: %s", address, error)
+            else:
+                works.append(address)
+
+
+def _taking_part(one: Interface) -> list[str]:
+    """An address of each family by which an interface takes part.
+
+    Of IPv6 one that holds on the link alone: only then do others learn on which link they heard it. On loopback IPv6
+    multicast reaches nobody.
+    """
+    ipv4 = [address for address in one.addresses if ":" not in address][:1]
+    ipv6 = [address for address in one.addresses if ":" in address][-1:]
+    return ipv4 or ipv6 if one.loopback else ipv4 + ipv6
 
 
 async def browse(seconds: float, interface: str | None = None, warn: Callable[[str], None] = ignore) -> list[Candidate]:
@@ -283,132 +389,3 @@ async def browse(seconds: float, interface: str | None = None, warn: Callable[[s
     async with MdnsDiscovery(None, ignore, warn, interface=interface) as discovery:
         await asyncio.sleep(seconds)
         return sorted(discovery.candidates(), key=lambda candidate: (candidate.network, candidate.peer))
-
-
-def read_candidate(
-    instance: str, text: Mapping[bytes, bytes | None], port: int | None, hosts: Sequence[str]
-) -> Candidate:
-    """Make a candidate of what a record says; nothing in it is trusted.
-
-    Args:
-        instance: the first label of the service's name.
-        text: the TXT record.
-        hosts: IP addresses.
-
-    Raises:
-        ProtocolError: reason `bad name`, `bad text` or `bad address`.
-    """
-    if not _INSTANCE.fullmatch(instance):
-        raise ProtocolError("bad name")
-    if text.get(b"id") != instance.encode() or not re.fullmatch(rb"[0-9]{1,6}", text.get(b"v") or b""):
-        raise ProtocolError("bad text")
-    try:
-        network = (text.get(b"net") or b"").decode()
-    except UnicodeDecodeError:
-        raise ProtocolError("bad text") from None
-    if not _is_tag(network):
-        raise ProtocolError("bad text")
-    # In a fixed order, as records have none: the same facts must compare equal.
-    parsed = sorted({ipaddress.ip_address(host) for host in hosts}, key=lambda host: (host.version, int(host)))
-    usable = [host for host in parsed if not (host.is_unspecified or host.is_multicast or host.is_reserved)]
-    if not usable or port is None or not 0 < port < 65536:
-        raise ProtocolError("bad address")
-    return Candidate(instance, network, tuple(join_address(str(host), port) for host in usable[:_ADDRESSES]))
-
-
-class _Records(zeroconf.RecordUpdateListener):
-    """Tells which services a packet was about.
-
-    A browser tells of changes only: a candidate that lost its place in the table would never be heard of again.
-    """
-
-    def __init__(self, heard: Callable[[str, zeroconf.Zeroconf], None], silent: Callable[[str], None]) -> None:
-        super().__init__()
-        self._heard = heard
-        self._silent = silent
-        self._present: dict[str, zeroconf.Zeroconf] = {}
-        self._gone: set[str] = set()
-
-    def async_update_records(self, zc: zeroconf.Zeroconf, now: float, records: list[zeroconf.RecordUpdate]) -> None:
-        for update in records:
-            record = update.new
-            if isinstance(record, DNSPointer):
-                names = [record.alias] if record.name.lower() == SERVICE else []
-            elif isinstance(record, DNSAddress):
-                names = [service.name for service in zc.cache.async_entries_with_server(record.name)]
-            else:
-                names = [record.name]
-            # An address may run out and leave others; without these two there is nobody to dial.
-            essential = isinstance(record, DNSPointer | DNSService)
-            for name in names:
-                if not name.lower().endswith(f".{SERVICE}"):
-                    continue
-                if essential and record.is_expired(now):
-                    self._gone.add(name)
-                else:
-                    self._present[name] = zc
-
-    def async_update_records_complete(self) -> None:
-        present, self._present = self._present, {}
-        gone, self._gone = self._gone, set()
-        for name in gone:
-            self._silent(name)
-        for name, responder in present.items():
-            if name not in gone:
-                self._heard(name, responder)
-
-
-def _load(name: str, responder: zeroconf.Zeroconf) -> Candidate | None:
-    """What the library has heard of this service; None while a part is missing."""
-    instance = _instance(name)
-    if not _INSTANCE.fullmatch(instance):
-        raise ProtocolError("bad name")
-    info = zeroconf.ServiceInfo(SERVICE, name)
-    if not info.load_from_cache(responder):
-        return None
-    return read_candidate(instance, info.properties, info.port, info.parsed_addresses(_IP_VERSION))
-
-
-def _instance(name: str) -> str:
-    return name[: -len(SERVICE) - 1]
-
-
-def _is_tag(network: str) -> bool:
-    return bool(network) and network.isprintable() and len(network.encode()) <= _NETWORK_BYTES
-
-
-def _check(announcement: Announcement) -> None:
-    if not _INSTANCE.fullmatch(announcement.peer):
-        raise UsageError(f"peer id {announcement.peer!r} must be 1 to 63 letters, digits, '-' or '_'")
-    if not _is_tag(announcement.network):
-        raise UsageError(f"network {announcement.network!r} must be printable, of 1 to {_NETWORK_BYTES} bytes")
-    try:
-        ports = {split_address(address)[1] for address in announcement.addresses}
-        for address in announcement.addresses:
-            ipaddress.ip_address(split_address(address)[0])
-    except ValueError as error:
-        raise UsageError(f"cannot announce {', '.join(announcement.addresses)}: {error}") from error
-    if len(ports) != 1:
-        raise UsageError("announce one or more addresses, all with the same port")
-
-
-def _expanded(announcement: Announcement, hosts: tuple[str, ...]) -> tuple[str, ...]:
-    """The IP addresses to tell: a wildcard stands for all of `hosts`."""
-    named = (split_address(address)[0] for address in announcement.addresses)
-    return tuple(dict.fromkeys(one for host in named for one in (hosts if host in _WILDCARDS else (host,))))
-
-
-def _service_info(announcement: Announcement, hosts: tuple[str, ...]) -> zeroconf.ServiceInfo:
-    peer = announcement.peer
-    return zeroconf.ServiceInfo(
-        SERVICE,
-        f"{peer}.{SERVICE}",
-        port=split_address(announcement.addresses[0])[1],
-        properties={"v": str(announcement.version), "net": announcement.network, "id": peer},
-        server=f"{peer}.local.",
-        parsed_addresses=list(hosts),
-    )
-
-
-def _ignore_change(**_: object) -> None:
-    """The browser is there to ask; `_Records` hears more than it tells."""

@@ -1,16 +1,16 @@
 """Whom this peer can talk to: hellos exchanged and judged, refusals, and messages to one peer or to all."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 from msgspec.structs import replace
 
 from p2pfl.errors import ProtocolError
-from p2pfl.events import PeerJoined
+from p2pfl.events import PeerJoined, Refusal
 from p2pfl.protocol.claims import clash
 from p2pfl.protocol.links import Links
 from p2pfl.protocol.membership import Table
-from p2pfl.protocol.messages import Goodbye, Hello, Member, Message, Refused, Running, Settings
+from p2pfl.protocol.messages import Goodbye, Hello, Member, Message, Offer, Refused, Running, Settings
 from p2pfl.protocol.participant import Close, Effect, Emit, LinkId, Send
 from p2pfl.types import PeerId
 
@@ -37,7 +37,26 @@ class Yields:
 class Contacts:
     """The connections of one peer as effects; which there are is the business of `links`."""
 
-    def __init__(self, table: Table, links: Links, hello: Hello, complaint: Callable[[Settings], str]) -> None:
+    def __init__(
+        self,
+        table: Table,
+        links: Links,
+        hello: Hello,
+        complaint: Callable[[Settings], str],
+        check: Callable[[Member], None],
+        banned: Callable[[], Container[PeerId]],
+        seal: Callable[[Offer, PeerId], Offer],
+    ) -> None:
+        """Nobody is there yet.
+
+        Args:
+            check: raises ProtocolError where a record is not its peer's own word.
+            banned: who is refused, whatever key they hold.
+            seal: puts an offer under this peer's signature, for one receiver.
+        """
+        self._check_record = check
+        self._banned = banned
+        self._seal = seal
         self._table = table
         self._links = links
         self._hello = hello  # what stays the same in every hello
@@ -45,10 +64,18 @@ class Contacts:
         self._said: dict[LinkId, Hello] = {}  # until the other end's hello comes
 
     def opened(
-        self, link: LinkId, dialed: str | None, round: int, running: Running | None, waited_s: float
+        self,
+        link: LinkId,
+        dialed: str | None,
+        proven: PeerId,
+        round: int,
+        running: Running | None,
+        waited_s: float,
     ) -> list[Effect]:
         """Say hello first, on either end."""
-        self._links.opened(link, dialed)
+        self._links.opened(link, dialed, proven)
+        if proven in self._banned():
+            return self.refuse(link, ProtocolError("banned"))
         self._said[link] = replace(
             self._hello,
             me=self._table.me,
@@ -61,8 +88,13 @@ class Contacts:
 
     def greet(self, link: LinkId, hello: Hello) -> tuple[list[Effect], Met | Yields | None]:
         """Judge the other end's hello; None where it is refused, or on a connection too many."""
+        if link not in self._said:
+            return [], None  # it was refused before its first word
         try:
-            self._links.check(hello)
+            self._links.check(link, hello)
+            if hello.me.peer in self._banned():
+                raise ProtocolError("banned")
+            self._check_record(hello.me)
             self.check(hello.asked)
             self.check(hello.running.settings if hello.running is not None else {})
         except ProtocolError as error:
@@ -93,9 +125,18 @@ class Contacts:
             raise ProtocolError("impossible settings", complaint)
 
     def refuse(self, link: LinkId, error: ProtocolError) -> list[Effect]:
-        """Close a connection and tell the other end why."""
+        """Close a connection and tell the other end why, and who watches."""
         detail = str(error).removeprefix(error.reason).removeprefix(": ")
-        return [Send(link, Refused(error.reason, detail[:500])), Close(link, error.reason)]
+        what = "hello" if self._links.peer_of(link) is None else "message"
+        told = self.refusal(link, what, error)
+        return [told, Send(link, Refused(error.reason, detail[:500])), Close(link, error.reason)]
+
+    def refusal(self, link: LinkId, what: str, error: ProtocolError) -> Effect:
+        """Word of what was refused, for whoever watches."""
+        detail = str(error).removeprefix(error.reason).removeprefix(": ")
+        other = self._links.peer_of(link) or self._links.proven(link)
+        me = self._table.me.peer
+        return Emit(Refusal(peer=me, what=what, reason=error.reason, other=other, connection=link, detail=detail[:500]))
 
     def _leave(self, link: LinkId) -> Effect:
         """Send no more on a surplus connection; see `links`."""
@@ -133,9 +174,11 @@ class Contacts:
         return hello.asked if hello else {}
 
     def send(self, peer: PeerId, message: Message) -> list[Effect]:
-        """To one peer, if there is a connection."""
+        """To one peer, if there is a connection; an offer goes under seal."""
         link = self._links.link_of(peer)
-        return [] if link is None else [Send(link, message)]
+        if link is None:
+            return []
+        return [Send(link, self._seal(message, peer) if isinstance(message, Offer) else message)]
 
     def broadcast(self, message: Message, but: PeerId | None = None) -> list[Effect]:
         """To everybody there is a connection to, except perhaps for one."""

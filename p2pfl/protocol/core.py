@@ -1,36 +1,46 @@
 """One peer, whole: everything that happens to it, and which room answers.
 
 Connections and records come and go here; what that means for this peer's own states is the business of `course`.
-From below: `links` and `claims`, `contacts`, `gossip`; beside them `lobby`, `joining`, `progress` and `rounds`, which
-`course` leads through. Each owns what it keeps and none knows those above it. Sans I/O: see `participant`.
+From below: `links` and `claims`, `contacts`, `gossip`, `watch`; beside them `lobby`, `joining`, `progress` and
+`rounds`, which `course` leads through. Each owns what it keeps and none knows those above it. Whatever another peer
+says of itself or of others is checked for signatures here, before anybody looks at it. Sans I/O: see `participant`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import inf
 
 from p2pfl.errors import ProtocolError
+from p2pfl.events import ShareRejected
+from p2pfl.identity import Identity
 from p2pfl.layout import Vector
+from p2pfl.protocol.clock import Clock
 from p2pfl.protocol.contacts import FATAL, Contacts, Met, Yields
 from p2pfl.protocol.course import Course
-from p2pfl.protocol.gossip import Gossip
+from p2pfl.protocol.detector import Detector, Swim
+from p2pfl.protocol.gossip import Gossip, Learned
 from p2pfl.protocol.links import Links
 from p2pfl.protocol.lobby import Lobby, ready_message
-from p2pfl.protocol.membership import Table
+from p2pfl.protocol.membership import GONE, Table
 from p2pfl.protocol.messages import (
     VERSIONS,
+    Ack,
     Declined,
     Goodbye,
     Hello,
     Join,
+    KeyChange,
     Member,
     Message,
     Offer,
+    Ping,
+    Probe,
     Ready,
     Refused,
     Settings,
     SnapshotWanted,
     Start,
     Status,
+    Suspicion,
     Update,
 )
 from p2pfl.protocol.participant import (
@@ -38,23 +48,33 @@ from p2pfl.protocol.participant import (
     DialFailed,
     Done,
     Effect,
+    Emit,
     Event,
     Fetched,
     FetchFailed,
     Found,
+    Hashed,
+    KeyChosen,
     LinkId,
     LinkLost,
     LinkOpened,
     Mixed,
     Prepared,
     Received,
+    Rekey,
     Send,
     Stop,
     Tick,
     Trained,
 )
 from p2pfl.protocol.progress import Progress
+from p2pfl.protocol.records import Verified, signed
+from p2pfl.protocol.rekeying import Rekeying
+from p2pfl.protocol.seal import Seal
+from p2pfl.protocol.watch import Watch
 from p2pfl.types import PeerId
+
+SWIM = Swim()
 
 
 class PeerCore:
@@ -72,6 +92,10 @@ class PeerCore:
         wait_s: float = 0.0,
         complaint: Callable[[Settings], str] = lambda settings: "",
         firm: Settings | None = None,
+        identity: Identity,
+        banned: Iterable[PeerId] = (),
+        rank: tuple[int, bytes] = (0, b""),
+        swim: Swim = SWIM,
     ) -> None:
         """Begin in the lobby.
 
@@ -79,14 +103,34 @@ class PeerCore:
             asked: settings this peer proposes, where nobody of a lower seat does.
             firm: those of them that its user asked for now: it stops where another value stands. All, unless given.
             complaint: what is wrong with settings that another peer tells, empty where a recipe can have them.
+            identity: of this peer; `me.peer` is its id.
+            banned, rank: of the ring of keys that the network goes by, see `KeyRing`.
+            swim: how soon a silent peer is taken for dead.
         """
+        if me.peer != identity.peer:
+            raise ValueError("a peer's record is under its own id")
         self._id = me.peer
+        self._clock = Clock(swim.lag_s)
         self._began = inf  # when the first event came
-        self._table = Table(me)
+        self._verified = Verified(network)
+        self._rekeying = Rekeying(network, rank, banned)
+        self._table = Table(me, lambda record: signed(record, network, identity))
+        self._seal = Seal(identity, network, lambda: self._table.me.incarnation)
         self._links = Links(me.peer, network)
+        me = self._table.me
         hello = Hello(versions=VERSIONS, network=network, instance=instance, me=me, max_body=max_body, asked=asked)
-        self._contacts = Contacts(self._table, self._links, hello, complaint)
-        self._gossip = Gossip(self._table, self._links, self._contacts)
+        self._contacts = Contacts(
+            self._table,
+            self._links,
+            hello,
+            complaint,
+            self._verified.check,
+            lambda: self._rekeying.banned,
+            self._seal.seal,
+        )
+        detector = Detector(me.peer, swim)
+        self._gossip = Gossip(self._table, self._links, self._contacts, detector.suspects)
+        self._watch = Watch(self._table, self._links, self._contacts, self._gossip, detector, swim)
         self._progress = Progress()
         self._lobby = Lobby(me.peer, network, asked if firm is None else firm, wait_until, wait_s)
         self._course = Course(instance, self._table, self._contacts, self._gossip, self._progress, self._lobby)
@@ -124,18 +168,32 @@ class PeerCore:
         """Take in an event and say what to do."""
         if self._course.state == "left":
             return []
+        now, lagged = self._clock.read(now)
+        if lagged:
+            self._watch.lagged(now)
         self._began = min(self._began, now)
         effects = self._handle(event, now)
         effects += self._deadlines(now)
         if self._course.state == "left":
             return sorted(effects, key=lambda effect: isinstance(effect, Done))  # nothing comes after the end
-        return effects + list(self._links.due(now))
+        effects += self._links.due(now)
+        self._clock.expect(self._next_deadline())
+        return effects
 
     def next_deadline(self) -> float | None:
         """When to hand in a `Tick`."""
         if self._course.state == "left":
             return None
-        times = (self._links.next_dial(), self._gossip.next_deadline(), self._course.next_deadline())
+        deadline = self._next_deadline()
+        return None if deadline is None else self._clock.given(deadline)
+
+    def _next_deadline(self) -> float | None:
+        times = (
+            self._links.next_dial(self._clock.now),
+            self._gossip.next_deadline(),
+            self._watch.next_deadline(),
+            self._course.next_deadline(),
+        )
         return min((t for t in times if t is not None), default=None)
 
     def _handle(self, event: Event, now: float) -> list[Effect]:
@@ -154,19 +212,24 @@ class PeerCore:
                 return self._course.snapshot_failed(now)
             case FetchFailed() if self._course.rounds is not None:
                 return self._course.rounds.fetch_failed(event, now)
-            case LinkOpened(link, dialed):
-                return self._contacts.opened(link, dialed, self._course.round, self._lobby.running, now - self._began)
+            case Hashed() if self._course.rounds is not None:
+                return self._course.rounds.hashed(event)
+            case LinkOpened(link, dialed, proven):
+                waited_s = now - self._began
+                return self._contacts.opened(link, dialed, proven, self._course.round, self._lobby.running, waited_s)
             case LinkLost(link):
                 return self._link_lost(link, now)
             case DialFailed(key, refused):
                 self._links.dial_failed(key, now)
-                return self._declare_dead(key, now) if refused else []
+                return self._declare_dead(key, now) if refused and self._watch.refused(key, now) else []
             case Found(peer, addresses):
                 if peer != self._id:
                     self._links.propose(peer or addresses[0], addresses, now)
                 return []
             case Prepared():
                 return self._course.built(event, now)
+            case KeyChosen(change):
+                return self._rekey(change, None, now)
             case Stop():
                 return self._course.leave("stopped")
             case Tick():
@@ -186,6 +249,7 @@ class PeerCore:
             if not isinstance(message, Hello):
                 return self._contacts.refuse(link, ProtocolError("no hello"))
             return self._greet(link, message, now)
+        self._watch.heard(peer, now)
         match message:
             case Ready():
                 self._lobby.told(peer, message)
@@ -196,41 +260,71 @@ class PeerCore:
                 except ProtocolError as error:
                     return self._contacts.refuse(link, error)
                 self._lobby.init = init
-                return self._learn(members, peer, now) + self._course.adopt(running, now)
-            case Join(layout, data):
-                return self._course.told_of_data(peer, data) + self._course.admit(peer, layout)
+                return self._learn(members, link, now, trusted=True) + self._course.adopt(running, now)
+            case Join(layout, data, round):
+                return self._course.told_of_data(peer, data) + self._course.admit(peer, layout, round)
             case Update(members):
-                return self._learn(members, peer, now)
+                return self._learn(members, link, now)
             case Status(round, finished):
                 self._progress.told(peer, round)
                 if self._course.rounds is not None:
                     self._course.rounds.heard(peer, round)
                 if finished:
                     self._progress.done(peer)
-                return self._course.neighbors_done()
-            case Offer(kind="share"):
-                self._progress.offered(peer, message.round)
-                return self._course.share_offered(peer, message, now)
-            case Offer(kind="snapshot"):
-                return self._course.snapshot_offered(peer, message)
+                return self._course.others_went_on(now) + self._course.neighbors_done()
+            case Offer():
+                return self._offered(peer, message, now)
             case SnapshotWanted(round) if self._course.rounds is not None:
                 return self._course.rounds.snapshot_wanted(peer, round)
             case Declined() if self._course.rounds is not None:
                 self._course.rounds.declined(peer, message)
                 return []
-            case Goodbye(me) if me.peer == peer:
-                self._progress.done(peer)
-                self._links.forget(peer)
-                return [*self._learn((me,), peer, now), Close(link, "goodbye")]
+            case Ping():
+                return self._watch.pinged(peer, message)
+            case Ack():
+                return self._watch.acknowledged(peer, message, now)
+            case Probe():
+                return self._watch.asked(peer, message)
+            case Suspicion():
+                return self._watch.suspected(peer, message, now)
+            case KeyChange():
+                return self._rekey(message, link, now)
+            case Goodbye(me):
+                if me.peer != peer or me.state != "left":
+                    return self._contacts.refuse(link, ProtocolError("foreign record", "in a goodbye"))
+                return self._goodbye(link, me, now)
             case _:  # an unknown extension is ignored
                 return []
 
+    def _goodbye(self, link: LinkId, me: Member, now: float) -> list[Effect]:
+        effects = self._learn((me,), link, now)
+        known = self._table.get(me.peer)
+        if known is not None and known.state == "left":
+            self._progress.done(me.peer)
+            self._links.forget(me.peer)
+        return [*effects, Close(link, "goodbye")]
+
+    def _offered(self, peer: PeerId, sealed: Offer, now: float) -> list[Effect]:
+        """Open the seal; a broken one costs the offer."""
+        sender = self._table.get(peer) or self._links.hello_of(peer).me  # type: ignore[union-attr]  # it was greeted
+        try:
+            offer = self._seal.open(sender, sealed)
+        except ProtocolError as error:
+            rejected = ShareRejected(peer=self._id, round=sealed.round, other=peer, reason=error.reason)
+            return [Emit(rejected)]  # declining it would withdraw the honest offer whose token a liar has repeated
+        if offer.kind == "snapshot":
+            return self._course.snapshot_offered(peer, offer)
+        self._progress.offered(peer, offer.round)
+        return self._course.share_offered(peer, offer, now)
+
     def _deadlines(self, now: float) -> list[Effect]:
-        effects: list[Effect] = []
         if self._course.state == "left":
-            return effects
-        for peer in self._gossip.due(now):
-            effects += self._declare_dead(peer, now)
+            return []
+        before = self._table.me
+        effects = self._gossip.due(now)
+        if self._table.me != before:
+            effects += self._course.told_of_me(before, self._table.me, now)
+        effects += self._watch.due(now, lambda peer: self._declare_dead(peer, now))
         return effects + self._course.deadlines(now)
 
     # Peers that come and go
@@ -248,17 +342,22 @@ class PeerCore:
     def _welcome(self, met: Met, now: float) -> list[Effect]:
         """Bring a peer up to date on all that was not in the hello, and take what it says."""
         hello, said, peer = met.hello, met.said, met.hello.me.peer
-        self._gossip.trust(peer)
+        self._watch.back(peer, now)
         self._progress.met(peer, hello.round)
-        effects = self._learn((hello.me, *hello.members), peer, now)
-        running, told = self._lobby.running, self._table.told()
+        running = self._course.state == "running"
+        learned = self._gossip.met(said, hello, now, running=running)
+        effects: list[Effect] = [] if learned is None else self._learned(learned, now)
+        effects += self._learn((hello.me, *hello.members), met.link, now)
+        run, told = self._lobby.running, self._table.told()
         messages: list[Message] = []
-        if running is not None and hello.running is None and said.running is None:
-            messages.append(Start(running, self._lobby.init, told))
+        if run is not None and hello.running is None and said.running is None:
+            messages.append(Start(run, self._lobby.init, told))
         elif said.members != told:
             messages.append(Update(told))
         if self._lobby.prepared is not None and self._course.state == "lobby":
             messages.append(ready_message(self._lobby.prepared))
+        if self._rekeying.latest is not None and self._links.proven(met.link):
+            messages.append(self._rekeying.latest)
         effects += [Send(met.link, message) for message in messages]
         if self._course.rounds is not None:
             # Who is told a round takes it that the shares of earlier ones are offered: these come first.
@@ -273,18 +372,68 @@ class PeerCore:
         self._lobby.lost(peer)
         self._progress.forget(peer)
         self._course.forget(peer)
-        rumor = self._gossip.rumor_of(peer)
-        effects = self._learn((rumor,), peer, now) if rumor is not None else []
-        self._gossip.suspect(peer, now)
-        return effects + self._course.settle(now) + self._course.neighbors_done()
+        self._gossip.lost(peer, now)
+        self._watch.lost(peer, now)
+        return self._course.settle(now) + self._course.neighbors_done()
 
     def _declare_dead(self, peer: PeerId, now: float) -> list[Effect]:
         effects = self._gossip.declare_dead(peer, self._course.change_round())
         return effects + self._course.settle(now) + self._course.neighbors_done() if effects else []
 
-    def _learn(self, records: Sequence[Member], teller: PeerId, now: float) -> list[Effect]:
-        learned = self._gossip.learn(records, teller, now, running=self._course.state == "running")
+    def _learn(self, records: Sequence[Member], link: LinkId, now: float, *, trusted: bool = False) -> list[Effect]:
+        """Take in records, those that are their peers' own word; of the others one is named to whoever watches."""
+        teller = self._links.peer_of(link)
+        if teller is None:
+            return []
+        effects: list[Effect] = []
+        sound: list[Member] = []
+        wrong: list[ProtocolError] = []
+        for record in records:
+            if record.peer in self._rekeying.banned and record.state not in GONE:
+                continue
+            try:
+                self._verified.check(record)
+            except ProtocolError as error:
+                wrong.append(error)
+            else:
+                sound.append(record)
+        if wrong:
+            effects.append(self._contacts.refusal(link, "message", wrong[0]))
+        waits = self._course.state in ("lobby", "joining")
+        return effects + self._learned(self._gossip.learn(sound, teller, now, waits=waits, trusted=trusted), now)
+
+    def _learned(self, learned: Learned, now: float) -> list[Effect]:
         effects = list(learned.effects)
         if learned.of_me:
-            effects += self._course.told_of_me(learned.before, self._table.me, now)
+            before = learned.before
+            raised = before is not None and self._table.me.incarnation > before.incarnation
+            if raised and self._table.me.since is not None and self._course.left_behind():
+                learned = self._gossip.begin_anew(self._clock.now)
+                effects += learned.effects
+            effects += self._course.told_of_me(before, self._table.me, now)
         return effects + (self._course.neighbors_done() if learned.news else [])
+
+    # The network's key
+
+    def _rekey(self, change: KeyChange, link: LinkId | None, now: float) -> list[Effect]:
+        """The network has another key: use it, pass it on, and have no more to do with whom it bans."""
+        if link is not None and not self._links.proven(link):
+            return [self._contacts.refusal(link, "message", ProtocolError("no TLS", "a key in the clear"))]
+        try:
+            if not self._rekeying.accept(change):
+                return []
+        except ProtocolError as error:
+            return [] if link is None else self._contacts.refuse(link, error)
+        banned = self._rekeying.banned
+        if self._id in banned:
+            return self._course.fail("this peer was banned from the network by one of its members")
+        effects: list[Effect] = [Close(closed, "banned") for closed in self._links.links_of(banned)]
+        for peer in banned:
+            self._links.forget(peer)
+            effects += self._declare_dead(peer, now)
+        teller = None if link is None else self._links.peer_of(link)
+        for peer in self._links.peers:
+            to = self._links.link_of(peer)
+            if peer not in banned and peer != teller and to is not None and self._links.proven(to):
+                effects.append(Send(to, change))
+        return [*effects, Rekey(change)]

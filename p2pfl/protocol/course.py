@@ -10,6 +10,8 @@ begins when enough are ready. Who comes later asks a member for a round to begin
 a snapshot. Every change of state is here; connections and records come and go in `core`.
 """
 
+from statistics import median_low
+
 from p2pfl.events import Finished, Started, StateChanged, Warned
 from p2pfl.layout import Vector
 from p2pfl.protocol.contacts import Contacts
@@ -34,8 +36,10 @@ from p2pfl.protocol.neighborhood import without_form
 from p2pfl.protocol.participant import Done, Effect, Emit, Fetch, Fetched, Prepare, Prepared
 from p2pfl.protocol.progress import Progress, change_round
 from p2pfl.protocol.rounds import SynchronousRound
+from p2pfl.protocol.served import AHEAD
 from p2pfl.types import PeerId
 
+_CATCHES_UP = 2 * AHEAD  # rounds; who is further behind takes the others' model
 LINGER_S = 60.0  # a finished peer serves its last shares this long, or longer where rounds take long
 
 
@@ -55,6 +59,7 @@ class Course:
         self._joining = Joining(contacts.send)
         self._early = EarlyOffers()
         self._linger_until: float | None = None
+        self._came_back = False  # to a run that it has a model of its own for
         self.rounds: SynchronousRound | None = None  # from the time on that the recipe stands
         self.state = "lobby"
 
@@ -181,7 +186,7 @@ class Course:
             self._table.view,
             self._contacts.send,
             lambda peer: self._gossip.may_answer(peer, self.round),
-            lambda peer: self._contacts.send(peer, Update(self._table.told())),
+            self._tell_all,
             self._table.may_take_part,
         )
         for peer, told in self._progress.told_so_far:
@@ -197,6 +202,9 @@ class Course:
         state: list[Effect] = [Emit(StateChanged(peer=self._id, state="joining", round=running.start))]
         return dropped + state + (self._join(now) if me.since is None else self._ask_for_snapshot(now))
 
+    def _tell_all(self, peer: PeerId) -> list[Effect]:
+        return [effect for part in self._table.chunks() for effect in self._contacts.send(peer, Update(part))]
+
     def _observe(self, prepared: Prepared, running: Running) -> list[Effect]:
         self.state = "observer"
         me = self._table.change(self._id, state="observer")
@@ -208,12 +216,13 @@ class Course:
     def told_of_me(self, old: Member | None, new: Member, now: float) -> list[Effect]:
         """Somebody else's word on this peer: a round to begin with, or a rumor of its death."""
         if self.state == "joining" and new.since is not None and (old is None or new.since != old.since):
-            return self._ask_for_snapshot(now)
+            return self._ask_for_snapshot(now) if (begun := self.others_went_on(now)) == [] else begun
         if self.state == "joining" and new.since is None:
             return self._join(now)
         if self.state == "observer" and new.state != "observer":
             return self._contacts.broadcast(Update((self._table.change(self._id, state="observer"),)))
         if self.state == "running" and (new.since is None or new.since > self.round):
+            self._came_back = True
             return self._enter(now)  # the others go on without this peer: come back as a newcomer
         return []
 
@@ -221,8 +230,9 @@ class Course:
 
     def _join(self, now: float) -> list[Effect]:
         assert self._lobby.prepared is not None  # _enter came before
-        question = Join(self._lobby.prepared.layout, self._lobby.prepared.data)
-        return self._joining.ask(question, self._could_answer(), now)
+        reached = self.rounds.round if self.rounds is not None else 0  # of the run: nobody goes back in it
+        question = Join(self._lobby.prepared.layout, self._lobby.prepared.data, reached)
+        return self._joining.ask(question, self._can_answer(now), now)
 
     def _ask_for_snapshot(self, now: float) -> list[Effect]:
         since = self._table.me.since
@@ -232,7 +242,7 @@ class Course:
         # At the start, others may wait like this peer, and some have the model at once: whom to ask is not known.
         running = self._lobby.running
         retry_s = RETRY_SOON_S if running is not None and since == running.start else RETRY_S
-        return self._joining.ask(SnapshotWanted(since), self._could_answer(), now, retry_s)
+        return self._joining.ask(SnapshotWanted(since), self._can_answer(now), now, retry_s)
 
     def _ask_again(self, now: float) -> list[Effect]:
         since, members = self._table.me.since, self._could_answer()
@@ -242,6 +252,9 @@ class Course:
         if since is None or any(self._progress.round_of(peer) > since for peer in members):
             return self._join(now)
         return self._ask_for_snapshot(now)
+
+    def _can_answer(self, now: float) -> list[PeerId]:
+        return [peer for peer in self._could_answer() if not self._gossip.gives_way(peer, now)]
 
     def _could_answer(self) -> list[PeerId]:
         start = self._lobby.running.start if self._lobby.running else 0
@@ -269,8 +282,8 @@ class Course:
         """The model to begin with did not come: ask for a round anew."""
         return self._join(now) if self.state == "joining" else []
 
-    def admit(self, peer: PeerId, layout: str) -> list[Effect]:
-        """A newcomer asks for a round; the record that answers goes to all."""
+    def admit(self, peer: PeerId, layout: str, reached: int) -> list[Effect]:
+        """A newcomer asks for a round, none before the one it has reached; the record that answers goes to all."""
         prepared, member = self._lobby.prepared, self._table.get(peer)
         if self.rounds is None or prepared is None or member is None or self.state == "joining":
             return []
@@ -279,10 +292,25 @@ class Course:
         if member.state in ("dead", "left"):
             # Only the peer itself can contradict that, and asks again.
             return self._contacts.send(peer, Update((member,)))
-        since = granted(member, self.change_round(), prepared.rules.rounds)
+        since = granted(member, max(self.change_round(), reached), prepared.rules.rounds)
         if since is not None:
             member = self._table.change(peer, state="member", since=since, until=None)
         return self._contacts.broadcast(Update((member,)))
+
+    def others_went_on(self, now: float) -> list[Effect]:
+        """A peer told its round: who comes back with its own model begins once the others are as far."""
+        since, rounds, prepared = self._table.me.since, self.rounds, self._lobby.prepared
+        if self.state != "joining" or not self._came_back or since is None or rounds is None or prepared is None:
+            return []
+        near = any(self._progress.round_of(peer) + 1 >= since for peer in self._could_answer())
+        if prepared.rules.healing != "average" or rounds.model is None or not near:
+            return []
+        return self._begin(since, rounds.model, now)
+
+    def left_behind(self) -> bool:
+        """Whether most others are so far ahead that catching up is better than going on."""
+        known = [self._progress.round_of(peer) for peer in self._could_answer()]
+        return self.state == "running" and bool(known) and median_low(known) > self.round + _CATCHES_UP
 
     def change_round(self) -> int:
         """The first round that a change announced now can hold for."""

@@ -1,23 +1,30 @@
-"""What peers tell of each other: records are passed on, and nobody is taken for dead on hearsay alone.
+"""What peers tell of each other: records are passed on, and nobody is taken for dead who is heard here.
 
-A peer that cannot be reached is suspected, and declared dead some seconds later unless it is back. A rumor of the
-death of somebody with a connection to here is kept until that connection breaks. Where a network was in two parts that
-took each other for dead, the larger part was right.
+A claim of the death of somebody with a connection to here goes to that peer, who contradicts it: with the next
+incarnation, under its signature, keeping its place. So a liar costs messages alone. Of a stranger one member's word is
+no more than an address to dial; who said hello here, or of whom two members tell, is believed to be there. Where a
+network was in two parts that took each other for dead, the part that goes on keeps its place, and who is of the other
+begins anew as a newcomer: see `sides`.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+
+import msgspec
 
 from p2pfl.events import PeerGone
 from p2pfl.protocol.contacts import Contacts
 from p2pfl.protocol.links import Links
-from p2pfl.protocol.membership import Table, display_names
-from p2pfl.protocol.messages import Member, Update
-from p2pfl.protocol.participant import Effect, Emit
-from p2pfl.types import PeerId, seat_order
+from p2pfl.protocol.membership import GONE, Table, display_names
+from p2pfl.protocol.messages import MAX_MEMBERS, MAX_ROUND, Hello, Member, Suspicion, Update
+from p2pfl.protocol.participant import Close, Effect, Emit
+from p2pfl.protocol.sides import goes_on
+from p2pfl.types import PeerId
 
-SUSPECT_S = 6.0  # a peer that cannot be reached, yet nobody answers that it is gone, is given this long
-_GONE = ("dead", "left")
+_BETWEEN_REFUTATIONS_S = 2.0  # whoever claims deaths in a row costs this peer a message in so long
+_OTHER_SIDE_S = 7.0  # where others were lost here, a claim of this peer's death may be theirs: they are met first
+_BETWEEN_WARNINGS_S = 1.0  # of one peer, that somebody claims its death
+_REFUTATIONS = (1 << 16) - 1  # of one start: the numbers after them are those of the next
 
 
 @dataclass(frozen=True)
@@ -33,108 +40,217 @@ class Learned:
 class Gossip:
     """One peer's ear and mouth; the records themselves are in the table."""
 
-    def __init__(self, table: Table, links: Links, contacts: Contacts) -> None:
+    def __init__(self, table: Table, links: Links, contacts: Contacts, suspects: Callable[[PeerId], bool]) -> None:
+        """Nobody was heard of yet.
+
+        Args:
+            suspects: whether this peer itself has reason to take another for dead.
+        """
+        self._suspects = suspects
         self._table = table
         self._links = links
         self._contacts = contacts
-        self._suspects: dict[PeerId, float] = {}  # and until when they may come back
-        self._rumors: dict[PeerId, Member] = {}  # of the death of somebody with a connection to here
+        self._met: set[PeerId] = set()  # who has said hello here, ever
+        self._tellers: dict[PeerId, set[PeerId]] = {}  # of strangers, who tells of them
+        self._lost: set[PeerId] = set()  # had a connection to here, and has none now
+        self._parted: dict[PeerId, int | None] = {}  # taken for dead, and not met since; its first round then
+        self._of_my_side: dict[PeerId, int] = {}  # when it gave way to the other one, and in which incarnation
+        self._of_my_side_until = 0.0
+        self._refute_at: float | None = None
+        self._refuted_at: float | None = None
+        self._warned_at: dict[PeerId, float] = {}
 
-    def learn(self, records: Iterable[Member], teller: PeerId, now: float, *, running: bool) -> Learned:
-        """Take in records and pass on what is news.
+    def learn(
+        self, records: Iterable[Member], teller: PeerId, now: float, *, waits: bool, trusted: bool = False
+    ) -> Learned:
+        """Take in records, which are their peers' own word, and pass on what is news.
 
         Args:
-            running: whether this peer takes part in rounds, and goes on where the other side is the smaller.
+            waits: whether this peer waits for a round to begin with, and may be granted one.
+            trusted: whether the teller alone is believed that there are others: who begins the run says with whom.
         """
-        me = self._table.me.peer
-        records = tuple(record for record in records if not self._doubted(record))
-        before = {record.peer: self._table.get(record.peer) for record in records}
-        goes_on = running and me in before and self._is_of_smaller_side(teller)
-        news = self._table.merge(records)
-        old = before.get(me)
-        if goes_on and old is not None and self._table.me.since is None:
-            self._table.change(me, state=old.state, since=old.since)
         effects: list[Effect] = []
+        me = before = self._table.me
+        for record in (r for r in records if r.peer == me.peer):
+            if trusted and record.incarnation < me.incarnation and waits:
+                record = msgspec.structs.replace(record, incarnation=me.incarnation)  # it had not heard of the last one
+            effects += self._told_of_me(record, waits, now)
+        others = [record for record in records if record.peer != me.peer]
+        believed: list[Member] = []
+        for record in others:
+            standing = self._table.get(record.peer)
+            if record.state == "dead" and standing is not None and standing.state not in GONE and self._hears(standing):
+                effects += self.warn(record, now)
+            elif trusted or self._is_there(record, teller):
+                believed.append(record)
+            elif record.state not in GONE and record.addresses:
+                self._links.suggest(record.peer, record.addresses, now)
+        known = {record.peer: self._table.get(record.peer) for record in believed}
+        news = self._table.merge(believed)
         for member in news:
-            if member.peer == me:
-                continue  # below, after the others are told
-            if member.state in _GONE:
-                self._suspects.pop(member.peer, None)
-                known = before[member.peer]
-                if known is not None and known.state not in _GONE:
-                    effects.append(self._gone(member.peer, member.state))
+            old = known[member.peer]
+            if member.state in GONE:
+                effects += self._is_gone(member, old)
             elif member.addresses:
-                self._links.propose(member.peer, member.addresses, now)
-        if not news:
-            return Learned(effects, news=False)
-        fresh = Update(tuple(self._table.get(member.peer) or member for member in news))
-        effects += self._contacts.broadcast(fresh, but=teller)
-        of_me = any(member.peer == me for member in news)
-        if of_me:
-            effects += self._contacts.send(teller, Update((self._table.me,)))
-        return Learned(effects, True, of_me, old)
+                self._links.propose(member.peer, member.addresses, now, known=True)
+                if old is not None and old.state in GONE:
+                    self._links.retry(member.peer, now)
+        fresh = tuple(self._table.get(member.peer) or member for member in news)
+        if fresh:
+            effects += self._contacts.broadcast(Update(fresh), but=teller)
+        of_me = self._table.me != before
+        if of_me and self._table.me.incarnation == before.incarnation:  # a round was granted; others may not know it
+            effects += self._contacts.broadcast(Update((self._table.me,)), but=teller)
+        return Learned(effects, bool(news) or of_me, of_me, before)
 
-    def _doubted(self, record: Member) -> bool:
-        """Whether this is of the death of somebody with a connection to here: believed once that breaks."""
-        if record.state != "dead" or record.peer == self._table.me.peer or not self._links.reachable(record.peer):
+    def _hears(self, member: Member) -> bool:
+        return self._links.reachable(member.peer) and not self._suspects(member.peer)
+
+    def _is_there(self, record: Member, teller: PeerId) -> bool:
+        """Whether a peer is more than hearsay of one member."""
+        if record.peer in self._met or record.peer == teller or self._table.get(record.peer) is not None:
+            return True
+        if record.peer not in self._tellers and len(self._tellers) >= MAX_MEMBERS:
+            del self._tellers[next(iter(self._tellers))]
+        tellers = self._tellers.setdefault(record.peer, set())
+        tellers.add(teller)
+        if len(tellers) < min(2, len(self._links.peers)):
             return False
-        self._rumors[record.peer] = record
+        del self._tellers[record.peer]
         return True
 
-    def _is_of_smaller_side(self, teller: PeerId) -> bool:
-        """Whether a teller that had lost this peer, and was lost to it, is of the smaller part of the network."""
-        hello, record = self._links.hello_of(teller), self._table.get(teller)
-        if hello is None or (record is not None and record.state == "member"):
-            return False
-        theirs = {member.peer: member for member in (*hello.members, hello.me)}
-        return precedence(self._table) < precedence(theirs.values())
+    def _is_gone(self, member: Member, old: Member | None) -> list[Effect]:
+        effects: list[Effect] = []
+        if member.state == "dead":
+            self._parted[member.peer] = member.since
+            effects += [Close(link, "silent") for link in self._links.links_of((member.peer,))]
+        else:
+            self._parted.pop(member.peer, None)
+            self._links.forget(member.peer)
+        return effects if old is None or old.state in GONE else [*effects, self._gone(member.peer, member.state)]
 
-    # Suspicion
+    # Claims of death
 
-    def suspect(self, peer: PeerId, now: float) -> None:
-        """The last connection to a peer broke: dial it, and wait a little."""
-        member = self._table.get(peer)
-        if member is not None and member.state not in _GONE:
-            self._suspects[peer] = now + SUSPECT_S
-            self._links.propose(peer, member.addresses, now)
-            self._links.retry(peer, now)
+    def warn(self, claim: Member | Suspicion, now: float) -> list[Effect]:
+        """Let a peer know what is claimed of it, so that it can contradict."""
+        known = self._table.get(claim.peer)
+        if known is None or claim.incarnation < known.incarnation:
+            return []
+        if now - self._warned_at.get(claim.peer, -_BETWEEN_WARNINGS_S) < _BETWEEN_WARNINGS_S:
+            return []
+        self._warned_at[claim.peer] = now
+        return self._contacts.send(claim.peer, Update((claim,)) if isinstance(claim, Member) else claim)
 
-    def trust(self, peer: PeerId) -> None:
-        """It is back."""
-        self._suspects.pop(peer, None)
+    def _told_of_me(self, record: Member, waits: bool, now: float) -> list[Effect]:
+        mine = self._table.me
+        if record.incarnation < mine.incarnation:
+            return []
+        if record.incarnation == mine.incarnation and record.state == "member":
+            later = record.since is not None and (mine.since is None or record.since > mine.since)
+            if mine.state in ("lobby", "member") and waits and later:
+                self._table.change(mine.peer, state="member", since=record.since, until=None)
+            elif mine.state == "member" and record.since != mine.since and record.since is not None and later:
+                return self.accused(record.incarnation, now)
+            return []
+        gone = record.state in GONE or record.incarnation > mine.incarnation
+        return self.accused(record.incarnation, now) if gone and mine.state not in GONE else []
 
-    def rumor_of(self, peer: PeerId) -> Member | None:
-        """The word of its death that was not believed so far; it is given out once."""
-        return self._rumors.pop(peer, None)
+    def accused(self, incarnation: int, now: float) -> list[Effect]:
+        """Somebody claims, or suspects, that this peer is gone."""
+        mine = self._table.me
+        if incarnation > mine.incarnation:  # of a former start that this one knows nothing of
+            self._table.change(mine.peer, incarnation=min(incarnation, MAX_ROUND - 1))
+        elif incarnation < mine.incarnation:
+            return []
+        if self._refute_at is None:
+            soonest = now if self._refuted_at is None else self._refuted_at + _BETWEEN_REFUTATIONS_S
+            self._refute_at = max(soonest, now + _OTHER_SIDE_S if self._parted else now)
+            for peer in self._parted:
+                self._links.retry(peer, now)
+        return self.due(now)
 
-    def due(self, now: float) -> list[PeerId]:
-        """Whose time is up."""
-        return [peer for peer, until in self._suspects.items() if until <= now]
+    def due(self, now: float) -> list[Effect]:
+        """Contradict, once it is time: this peer lives, and keeps its place."""
+        if self._refute_at is None or self._refute_at > now:
+            return []
+        return self._refute(now)
 
     def next_deadline(self) -> float | None:
-        """When the first one's time is up."""
-        return min(self._suspects.values(), default=None)
+        """When to contradict."""
+        return self._refute_at
+
+    def _refute(self, now: float, **fields: object) -> list[Effect]:
+        self._refute_at, self._refuted_at = None, now
+        mine = self._table.me
+        if mine.state in GONE or mine.incarnation & _REFUTATIONS == _REFUTATIONS or mine.incarnation >= MAX_ROUND:
+            return []
+        mine = self._table.change(mine.peer, incarnation=mine.incarnation + 1, **fields)
+        return self._contacts.broadcast(Update((mine,)))
+
+    def begin_anew(self, now: float) -> Learned:
+        """Give up this peer's place: the others have gone on without it, and it comes back as a newcomer."""
+        before = self._table.me
+        self._parted.clear()
+        effects = self._refute(now, state="lobby", since=None, until=None)
+        return Learned(effects, True, self._table.me != before, before)
+
+    def met(self, said: Hello, hello: Hello, now: float, *, running: bool) -> Learned | None:
+        """A peer said hello; where it is of another part of the network, one of the two begins anew."""
+        peer = hello.me.peer
+        self._met.add(peer)
+        self._lost.discard(peer)
+        self._tellers.pop(peer, None)
+        mine = self._table.me
+        if peer not in self._parted:
+            return None
+        claimed = next((m for m in hello.members if m.peer == mine.peer), None)
+        apart = claimed is not None and claimed.state == "dead" and claimed.incarnation == mine.incarnation
+        learned = None
+        if running and apart and mine.state == "member":
+            if goes_on(mine, self._parted, said, hello):
+                learned = Learned(self._refute(now), news=True)
+            else:
+                allies = (m for m in self._table if m.state == "member" and m.peer not in self._parted)
+                self._of_my_side = {m.peer: m.incarnation for m in allies}
+                self._of_my_side_until = now + _OTHER_SIDE_S
+                learned = self.begin_anew(now)
+        self._parted.pop(peer, None)
+        return learned
+
+    def gives_way(self, peer: PeerId, now: float) -> bool:
+        """Whether a peer is of the part that begins anew, as this one does, and may not know it yet."""
+        member = self._table.get(peer)
+        if member is None or now >= self._of_my_side_until:
+            return False
+        return self._of_my_side.get(peer) == member.incarnation
+
+    def lost(self, peer: PeerId, now: float) -> None:
+        """The last connection to a peer broke: dial it."""
+        member = self._table.get(peer)
+        self._lost.add(peer)
+        if member is not None and member.state not in GONE:
+            self._links.propose(peer, member.addresses, now, known=True)
+            self._links.retry(peer, now)
 
     def declare_dead(self, peer: PeerId, change_round: int) -> list[Effect]:
-        """Tell the others that a peer is gone, unless it is known to be, or can be reached.
+        """Tell the others that a peer is gone, unless it is known to be.
 
         Args:
             change_round: the first round that may be without it.
         """
-        self._suspects.pop(peer, None)
         member = self._table.get(peer)
-        if member is None or member.state in _GONE or self._links.reachable(peer):
+        if member is None or member.state in GONE:
             return []
         until = None if member.since is None else max(member.since, change_round)
         dead = self._table.change(peer, state="dead", until=until)
-        return [self._gone(peer, "dead"), *self._contacts.broadcast(Update((dead,)))]
+        return [*self._is_gone(dead, member), *self._contacts.broadcast(Update((dead,)))]
 
     def may_answer(self, peer: PeerId, round: int) -> bool:
-        """Whether a member is worth waiting for: still, or already, of the round, and connected or never lost."""
+        """Whether a member is worth waiting for: still, or already, of the round, and connected or about to be."""
         member = self._table.get(peer)
         if member is None or member.state != "member" or member.since is None or member.since > round:
             return False
-        return self._links.reachable(peer) or peer not in self._suspects
+        return self._links.reachable(peer) or not (peer in self._lost or self._links.failing(peer))
 
     def name(self, peer: PeerId) -> str:
         """The name to show for a peer."""
@@ -142,9 +258,3 @@ class Gossip:
 
     def _gone(self, peer: PeerId, reason: str) -> Emit:
         return Emit(PeerGone(peer=self._table.me.peer, other=peer, name=self.name(peer), reason=reason))
-
-
-def precedence(members: Iterable[Member]) -> tuple[int, tuple[int, int, str]]:
-    """Of two parts of a network the lower one goes on: more members, then the lowest seat."""
-    seats = [seat_order(member.seat) for member in members if member.state == "member"]
-    return -len(seats), min(seats, default=(2, 0, ""))

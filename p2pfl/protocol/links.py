@@ -8,16 +8,22 @@ that leaves a connection says so on it, as its last word, and goes on listening:
 closes it. So no message is lost while the ends are of different minds.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 
 from p2pfl.errors import ProtocolError
 from p2pfl.keys import random_key
+from p2pfl.protocol.dial_budget import DialBudget
 from p2pfl.protocol.messages import VERSIONS, Hello
 from p2pfl.protocol.participant import Dial, LinkId
 from p2pfl.types import PeerId
 
 FIRST_DELAY_S = 0.25
 LONGEST_DELAY_S = 10.0
+LONGEST_FOR_MEMBERS_S = 3.0  # who was here before may be cut off for a while, and is back soon after
+_ID_CHARACTERS = 52  # see `identity.peer_id`; an alias has half as many
+_TRIES_SOON = 40  # of them, before a member is tried as seldom as anybody
 MAX_TARGETS = 1024  # addresses kept for dialing; the newest strangers are left out beyond
 
 
@@ -29,6 +35,9 @@ class _Target:
     due: float
     failures: int = 0
     dialing: bool = False
+    known: bool = False  # it has said hello here before, or more than one member tells of it
+    once: bool = False  # hearsay of one member alone: a lie costs one dial
+    budgeted: bool = False  # the dial under way counts against the budget of strangers
 
 
 class Links:
@@ -43,19 +52,37 @@ class Links:
         self._link_of: dict[PeerId, LinkId] = {}
         self._hello_of: dict[PeerId, Hello] = {}
         self._left_by_other: set[LinkId] = set()
+        self._proven: dict[LinkId, PeerId] = {}
+        self._budget = DialBudget()
+        self._called: dict[str, PeerId] = {}  # aliases that turned out to be somebody's
         self.open = True
 
     # Dialing
 
-    def propose(self, key: str, addresses: tuple[str, ...], now: float) -> None:
-        """Remember somebody to dial; known ones get the new addresses and are tried soon."""
+    def propose(self, key: str, addresses: tuple[str, ...], now: float, *, known: bool = False) -> None:
+        """Remember somebody to dial; known ones get the new addresses and are tried soon.
+
+        Args:
+            known: it is a member: it is dialed past the budget of strangers, and again soon.
+        """
+        key = self._called.get(key, key)
         target = self._targets.get(key)
         if target is None:
             if len(self._targets) < MAX_TARGETS and key != self._me:
-                self._targets[key] = _Target(addresses, now)
-        elif target.addresses != addresses:
+                self._targets[key] = _Target(addresses, now, known=known)
+            return
+        target.known |= known
+        target.once = False
+        if target.addresses != addresses:
             target.addresses = addresses
             target.due = min(target.due, now)
+
+    def suggest(self, peer: PeerId, addresses: tuple[str, ...], now: float) -> None:
+        """One member tells of a stranger: dial it, once. It may be somebody who knows nothing of all this."""
+        if peer not in self._targets and peer not in self._link_of:
+            self.propose(peer, addresses, now)
+            if peer in self._targets:
+                self._targets[peer].once = True
 
     def retry(self, key: str, now: float) -> None:
         """Try again at once."""
@@ -64,23 +91,37 @@ class Links:
 
     def forget(self, key: str) -> None:
         """Dial somebody no more."""
-        self._targets.pop(key, None)
+        target = self._targets.pop(key, None)
+        if target is not None and target.budgeted:
+            self._budget.end()
 
     def due(self, now: float) -> list[Dial]:
         """Whom to dial now."""
         if not self.open:
             return []
         dials = []
-        for key, target in self._targets.items():
-            if self._wants(key, target) and target.due <= now:
-                target.dialing = True
-                dials.append(Dial(key, target.addresses))
+        # Who failed least comes first: among ghosts that use up the budget, a newcomer would never get its turn.
+        for key, target in sorted(self._targets.items(), key=lambda item: (item[1].failures, item[1].due)):
+            if not self._wants(key, target) or target.due > now:
+                continue
+            if not target.known:
+                if not self._budget.begin(now):
+                    continue
+                target.budgeted = True
+            target.dialing = True
+            dials.append(Dial(key, target.addresses))
         return dials
 
-    def next_dial(self) -> float | None:
+    def next_dial(self, now: float) -> float | None:
         """When the next dial is due."""
-        times = [target.due for key, target in self._targets.items() if self._wants(key, target)]
-        return min(times, default=None) if self.open else None
+        if not self.open:
+            return None
+        wanted = [target for key, target in self._targets.items() if self._wants(key, target)]
+        times = [target.due for target in wanted if target.known]
+        strangers = [target.due for target in wanted if not target.known]
+        if strangers:
+            times.append(max(min(strangers), self._budget.next_at(now)))
+        return min((time for time in times if time < inf), default=None)
 
     def _wants(self, key: str, target: _Target) -> bool:
         return not target.dialing and key not in self._link_of and key not in self._dialed.values()
@@ -90,21 +131,41 @@ class Links:
         target = self._targets.get(key)
         if target is None:
             return
-        target.dialing = False
+        self._dialed_out(target)
+        if target.once:
+            target.due = inf  # until somebody else tells of it
+            return
         spread = 0.75 + 0.5 * (random_key(target.failures, "dial", self._me, key) % 1024) / 1024
-        target.due = now + min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(target.failures, 10)) * spread
+        soon = target.known and target.failures < _TRIES_SOON
+        longest_s = LONGEST_FOR_MEMBERS_S if soon else LONGEST_DELAY_S
+        target.due = now + min(longest_s, FIRST_DELAY_S * 2.0 ** min(target.failures, 10)) * spread
         target.failures += 1
+
+    def _dialed_out(self, target: _Target) -> None:
+        target.dialing = False
+        if target.budgeted:
+            target.budgeted = False
+            self._budget.end()
+
+    def failing(self, key: str) -> bool:
+        """Whether the last dial of somebody came to nothing."""
+        return key in self._targets and self._targets[key].failures > 0
 
     # Handshake
 
-    def opened(self, link: LinkId, dialed: str | None) -> None:
+    def opened(self, link: LinkId, dialed: str | None, proven: PeerId = "") -> None:
         """A connection is there."""
         self._dialed[link] = dialed
+        self._proven[link] = proven
         if dialed in self._targets:
-            self._targets[dialed].dialing = False
+            self._dialed_out(self._targets[dialed])
 
-    def check(self, hello: Hello) -> None:
-        """Whether the other end's hello allows to talk; identity and seat are the core's to judge.
+    def proven(self, link: LinkId) -> PeerId:
+        """Whose key the other end has proved to hold; empty on a link without encryption."""
+        return self._proven.get(link, "")
+
+    def check(self, link: LinkId, hello: Hello) -> None:
+        """Whether the other end's hello allows to talk; whether its seat is taken is the core's to judge.
 
         Raises:
             ProtocolError: the other end must not be talked to; the reason is told to it.
@@ -113,6 +174,11 @@ class Links:
             raise ProtocolError("other network", f"this is {self._network!r}")
         if hello.versions[0] > VERSIONS[1] or hello.versions[1] < VERSIONS[0]:
             raise ProtocolError("no common version", f"this peer speaks {VERSIONS[0]} to {VERSIONS[1]}")
+        proven, dialed = self._proven.get(link, ""), self._dialed.get(link)
+        if proven and hello.me.peer != proven:
+            raise ProtocolError("wrong peer id", f"{hello.me.peer}, with the key of {proven}")
+        if dialed is not None and is_id(dialed) and dialed != hello.me.peer:
+            raise ProtocolError("wrong peer id", f"{hello.me.peer}, where {dialed} was dialed")
 
     def greeted(self, link: LinkId, hello: Hello) -> LinkId | None:
         """Take the other end's hello; returns the surplus one of two connections to that peer, to be left."""
@@ -122,11 +188,16 @@ class Links:
         key = self._dialed.get(link)
         if key is not None and key != peer and key in self._targets:
             # The address is one of this peer's: from here on it is dialed under its id.
-            addresses = self._targets.pop(key).addresses
+            addresses = self._targets[key].addresses
+            self.forget(key)
             self._dialed[link] = peer
+            if ":" not in key and len(self._called) < MAX_TARGETS:
+                self._called[key] = peer
             self.propose(peer, tuple(dict.fromkeys((*hello.me.addresses, *addresses))), 0.0)
         if peer in self._targets:
             self._targets[peer].failures = 0
+            self._targets[peer].known = True
+            self._targets[peer].once = False
         other = self._link_of.get(peer)
         if other is not None and self._dialer(link, peer) > self._dialer(other, peer):
             return link
@@ -138,8 +209,9 @@ class Links:
         self._left_by_other.add(link)
         peer = self._peer_of[link]
         if self._link_of.get(peer) == link and self._dialed.get(link) is None:
-            others = [other for other in self._links_to(peer) if other != link]
-            if others:  # one end dialed both: it is the one to choose
+            # One end dialed both: it is the one to choose. On one dialed here the last word may have been said.
+            others = [o for o in self._links_to(peer) if o != link and self._dialed.get(o) is None]
+            if others:
                 self._link_of[peer] = others[-1]
         return self._link_of.get(peer) != link
 
@@ -160,6 +232,7 @@ class Links:
         key = self._dialed.pop(link, None)
         peer = self._peer_of.pop(link, None)
         self._left_by_other.discard(link)
+        self._proven.pop(link, None)
         if peer is None and key is not None:
             self.dial_failed(key, now)  # it never got as far as a hello: no hurry to dial again
         if peer is None or self._link_of.get(peer) != link:
@@ -204,3 +277,13 @@ class Links:
     def all(self) -> tuple[LinkId, ...]:
         """All open connections, greeted or not."""
         return tuple(self._dialed)
+
+    def links_of(self, peers: Iterable[PeerId]) -> list[LinkId]:
+        """All connections to some peers, surplus ones and those not greeted yet too."""
+        gone = set(peers)
+        return [link for link in self._dialed if self._peer_of.get(link) in gone or self._proven.get(link) in gone]
+
+
+def is_id(key: str) -> bool:
+    """Whether a key is a peer's id, and not an address or the alias by which discovery knows a peer."""
+    return len(key) == _ID_CHARACTERS and ":" not in key

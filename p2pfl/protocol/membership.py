@@ -3,7 +3,8 @@
 A record is about one peer. Between two records of a peer the higher incarnation wins, then the state that is further
 along (lobby < member = observer < dead < left), then the later rounds: a join semilattice, so peers that have seen
 the same records hold the same table however the messages came. Only the peer itself raises its incarnation, which is
-how it comes back, or contradicts a rumor of its death.
+how it comes back, or contradicts a claim of its death; its signature is on that, see `records`. Of itself a peer
+believes nobody: what others claim of it is `gossip`'s to answer.
 """
 
 import hashlib
@@ -17,13 +18,20 @@ from p2pfl.protocol.messages import MAX_MEMBERS, MAX_MESSAGE_BYTES, Member, Stat
 from p2pfl.types import PeerId, seat_order
 
 MAX_TOLD_BYTES = MAX_MESSAGE_BYTES // 2  # the rest is for a hello's settings
+GONE = ("dead", "left")
 _RANK: Mapping[State, int] = {"lobby": 0, "observer": 1, "member": 2, "dead": 3, "left": 4}
 
 
-def _precedence(record: Member) -> tuple[int, int, int, int, tuple[str, ...], str, str]:
-    """Total order of the records of one peer; the texts at the end only make it total."""
+def _precedence(record: Member) -> tuple[object, ...]:
+    """Total order of the records of one peer; what stands at the end only makes it total."""
     rounds = (-1 if record.since is None else record.since, -1 if record.until is None else record.until)
-    return (record.incarnation, _RANK[record.state], *rounds, record.addresses, record.seat, record.name)
+    told = (record.addresses, record.seat, record.name, record.key, record.signature)
+    return (record.incarnation, _RANK[record.state], *rounds, *told)
+
+
+def supersedes(record: Member, known: Member) -> bool:
+    """Whether of two records of one peer the first one stands."""
+    return _precedence(record) > _precedence(known)
 
 
 @dataclass(frozen=True)
@@ -64,9 +72,17 @@ def display_names(members: Iterable[Member]) -> dict[PeerId, str]:
 class Table:
     """All records this peer has heard of."""
 
-    def __init__(self, me: Member) -> None:
+    def __init__(self, me: Member, sign: Callable[[Member], Member] = lambda me: me) -> None:
+        """Only this peer's own.
+
+        Args:
+            sign: puts this peer's own record under its signature.
+        """
         self._me = me.peer
-        self._records: dict[PeerId, Member] = {me.peer: me}
+        self._sign = sign
+        self._records: dict[PeerId, Member] = {me.peer: sign(me)}
+        self._ordered: tuple[Member, ...] | None = None
+        self._digest: bytes | None = None
 
     @property
     def me(self) -> Member:
@@ -78,42 +94,60 @@ class Table:
         return self._records.get(peer)
 
     def __iter__(self) -> Iterator[Member]:
-        return iter(sorted(self._records.values(), key=lambda m: (seat_order(m.seat), m.peer)))
+        if self._ordered is None:
+            self._ordered = tuple(sorted(self._records.values(), key=lambda m: (seat_order(m.seat), m.peer)))
+        return iter(self._ordered)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def digest(self) -> bytes:
+        """16 bytes that are equal where tables are."""
+        if self._digest is None:
+            claims = [(m.peer, m.incarnation, m.state, m.since, m.until, m.signature) for m in self]
+            self._digest = hashlib.blake2b(msgspec.msgpack.encode(sorted(claims)), digest_size=16).digest()
+        return self._digest
+
+    @property
+    def others(self) -> tuple[PeerId, ...]:
+        """Those who are neither dead nor gone, but for this peer, by seat."""
+        return tuple(m.peer for m in self if m.peer != self._me and m.state not in GONE)
 
     def told(self) -> tuple[Member, ...]:
         """The records to tell others: all, or as many as fit a message, who is gone left out first."""
+        return next(self.chunks())
+
+    def chunks(self) -> Iterator[tuple[Member, ...]]:
+        """All records, in as many parts as it takes for each to fit a message, who is gone last."""
         told: list[Member] = []
         size = 0
-        for member in sorted(self, key=lambda member: member.state in ("dead", "left")):
-            size += len(msgspec.msgpack.encode(member))
-            if size > MAX_TOLD_BYTES:
-                break
+        for member in sorted(self, key=lambda member: member.state in GONE):
+            length = len(msgspec.msgpack.encode(member))
+            if size + length > MAX_TOLD_BYTES:
+                yield tuple(told)
+                told, size = [], 0
             told.append(member)
-        return tuple(told)
+            size += length
+        yield tuple(told)
 
     def merge(self, records: Iterable[Member]) -> list[Member]:
-        """Take in records; returns those that were news, as they now stand.
-
-        A rumor that this peer is dead or gone is contradicted: its own record rises to the next incarnation, in the
-        lobby, and is among the news, so that it can ask to join again. Beyond `MAX_MEMBERS` strangers are left out.
-        """
+        """Take in records of others; returns those that were news. Beyond `MAX_MEMBERS` strangers are left out."""
         news = []
         for record in records:
             known = self._records.get(record.peer)
-            if known is None:
-                if len(self._records) < MAX_MEMBERS or self._evict():
-                    self._records[record.peer] = record
-                    news.append(record)
-            elif _precedence(record) > _precedence(known):
-                if record.peer == self._me:
-                    record = self._refute(record)
-                self._records[record.peer] = record
-                news.append(record)
+            if record.peer == self._me or (known is not None and not supersedes(record, known)):
+                continue
+            if known is None and len(self._records) >= MAX_MEMBERS and not self._evict():
+                continue
+            self._put(record)
+            news.append(record)
         return news
 
     def change(self, peer: PeerId, **fields: object) -> Member:
         """Replace fields of a record, at this peer's own word."""
-        self._records[peer] = msgspec.structs.replace(self._records[peer], **fields)
+        record = msgspec.structs.replace(self._records[peer], **fields)
+        self._put(self._sign(record) if peer == self._me else record)
         return self._records[peer]
 
     def view(self, round: int) -> View:
@@ -133,20 +167,15 @@ class Table:
         """The records of a kind, by seat."""
         return [member for member in self if wanted(member)]
 
-    def _refute(self, rumor: Member) -> Member:
-        mine = self.me
-        gone = rumor.state in ("dead", "left") or rumor.until is not None
-        if gone or rumor.incarnation > mine.incarnation:
-            return msgspec.structs.replace(
-                mine, incarnation=rumor.incarnation + 1, state="lobby", since=None, until=None
-            )
-        # A member granted me a round: take that, keep what only I know.
-        return msgspec.structs.replace(rumor, addresses=mine.addresses, seat=mine.seat, name=mine.name)
+    def _put(self, record: Member) -> None:
+        self._records[record.peer] = record
+        self._ordered = self._digest = None
 
     def _evict(self) -> bool:
         """Make room by forgetting somebody who is gone."""
         for member in self:
-            if member.state in ("dead", "left") and member.peer != self._me:
+            if member.state in GONE and member.peer != self._me:
                 del self._records[member.peer]
+                self._ordered = self._digest = None
                 return True
         return False

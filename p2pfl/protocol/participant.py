@@ -104,16 +104,18 @@ class Trained:
     loss: float | None
     seconds: float
     payload: bytes = b""  # SHA-256 of the framed vector
+    norm: float = 0.0  # of the vector, Euclidean; 0 where nobody measured it
 
 
 @dataclass(frozen=True)
 class Fetched:
-    """An offered body arrived whole and in the layout; `finite` says whether its numbers are."""
+    """An offered body arrived whole and in the layout, with its hash; `finite` says whether its numbers are."""
 
     peer: PeerId
     offer: Offer
     vector: Vector
     finite: bool
+    norm: float = 0.0  # Euclidean; 0 where nobody measured it
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from p2pfl.protocol.participant import (
     Fetch,
     Fetched,
     FetchFailed,
+    Hashed,
     Mixed,
     Prepared,
     Save,
@@ -47,6 +48,7 @@ from p2pfl.protocol.participant import (
 )
 from p2pfl.protocol.progress import furthest
 from p2pfl.protocol.served import AHEAD, Served
+from p2pfl.protocol.snapshots import Snapshots
 from p2pfl.types import PeerId
 
 _MISSES_BEFORE_NOT_WAITED_FOR = 2
@@ -97,11 +99,12 @@ class SynchronousRound:
         self._train_s = Recent()  # as neighbors told
         self._arrived_s = Recent()  # after the beginning of the round of which their last share was
         self._own_full_s: float | None = None  # for all the steps that the recipe asks for
+        self._own_norm: float | None = None  # of the last trained model
         self._round_s: deque[float] = deque(maxlen=AHEAD)
         self._heard: dict[PeerId, int] = {}
         self._ahead: dict[PeerId, int] = {}  # the latest round offered before its time, until its peer tells another
         self._left_behind: set[PeerId] = set()  # was waited for in vain, and is until it catches up
-        self._snapshots_wanted: dict[PeerId, int] = {}
+        self._snapshots = Snapshots()
         self._neighborhood = Neighborhood(me, prepared.rules)
         self._last_view = ""
         self._warned: set[str] = set()
@@ -121,14 +124,17 @@ class SynchronousRound:
                 self._served.passed(peer, last.number)  # offered the round, or is given up
             self.listeners = self._neighborhood.listeners(last.view, last.number, round)
         self._current = None
-        effects: list[Effect] = [*self._served.done(), *self._served.forget_snapshots(before=round - 1)]
+        effects: list[Effect] = [*self._served.done()]
+        for drop in self._served.forget_snapshots(before=round - 1):
+            self._snapshots.drop(drop.token)
+            effects.append(drop)
         effects += self._offer_snapshots()
         if self._rules.rounds and round >= self._rules.rounds:
             self.finished = True
             return effects
         view = self._view(round)
         neighbors = self._neighborhood.at(view, round)
-        current = self._current = Gathering(round, view, neighbors, now)
+        current = self._current = Gathering(round, view, neighbors, now, self._own_norm)
         if view.digest != self._last_view:
             effects += self._take(view, neighbors)
         effects += self._warn(neighbors.warning)
@@ -197,7 +203,12 @@ class SynchronousRound:
         current.trained, current.phase, current.gathering_since = event, "gathering", now
         current.arrivals.append(now - current.began)
         self._own_full_s = event.seconds * event.full_steps / max(1, event.steps)
+        self._own_norm = event.norm
         effects: list[Effect] = [Emit(StateChanged(peer=self._me, state="gathering", round=current.number))]
+        for peer in current.too_large(event):
+            del current.received[peer]
+            current.given_up.add(peer)
+            effects += self._refuse(peer, current.offers[peer], "absurd norm")
         if not current.targets:
             others = self._neighborhood.pacer(current.view) if not current.sources else ()
             step = self._served.keep_step(current.number, self._still_in(current.number, others))
@@ -214,6 +225,7 @@ class SynchronousRound:
             degree=len(current.sources),
             steps=event.steps,
             train_s=event.seconds,
+            payload=event.payload,
         )
         self._last_share = (token, len(current.targets))
         pending = self._still_in(current.number, current.targets)
@@ -244,8 +256,9 @@ class SynchronousRound:
 
     def forget(self, peer: PeerId) -> None:
         """There is no connection to a peer any more; on the next one it says anew where it is, and what it offers."""
-        for known in (self._heard, self._ahead, self._snapshots_wanted):
+        for known in (self._heard, self._ahead):
             known.pop(peer, None)
+        self._snapshots.forget(peer)
         self._early.forget(peer)
 
     def _passed(self, peer: PeerId, round: int) -> None:
@@ -299,10 +312,11 @@ class SynchronousRound:
         current = self._current
         if current is None or current.offers.get(event.peer) != event.offer or current.phase == "mixing":
             return [Emit(self._rejected(event.peer, event.offer.round, "late"))]
-        if not event.finite:
+        reason = current.flaw(event)
+        if reason:
             current.given_up.add(event.peer)
-            return self._refuse(event.peer, event.offer, "not finite") + self.advance(now)
-        current.received[event.peer] = event.vector
+            return self._refuse(event.peer, event.offer, reason) + self.advance(now)
+        current.received[event.peer], current.norms[event.peer] = event.vector, event.norm
         self._misses[event.peer] = 0
         arrived_s = now - current.began
         current.arrivals.append(arrived_s)
@@ -359,8 +373,12 @@ class SynchronousRound:
 
     def snapshot_wanted(self, peer: PeerId, round: int) -> list[Effect]:
         """A newcomer asks for the model with which a round begins; it gets that of the first one not before it."""
-        self._snapshots_wanted[peer] = round
+        self._snapshots.wanted[peer] = round
         return self._offer_snapshots() if self._current is not None or self.finished else []
+
+    def hashed(self, event: Hashed) -> list[Effect]:
+        """The hash of a snapshot is known, and it can be offered."""
+        return self._snapshots.hashed(event.token, event.payload, self._send)
 
     # Going on
 
@@ -434,11 +452,9 @@ class SynchronousRound:
         return ShareRejected(peer=self._me, round=round, other=peer, reason=reason)
 
     def _offer_snapshots(self) -> list[Effect]:
-        due = [peer for peer, wanted in self._snapshots_wanted.items() if wanted <= self.round]
         effects: list[Effect] = []
         token = f"snapshot-{self.round}.{self._instance}"
-        for peer in due:
-            del self._snapshots_wanted[peer]
+        for peer in self._snapshots.due(self.round):
             assert self.model is not None  # only asked of a peer that has begun
             effects += self._served.snapshot(self.round, token, self.model)
             offer = Offer(
@@ -449,7 +465,7 @@ class SynchronousRound:
                 layout=self._prepared.layout,
                 recipe=self._prepared.fingerprint,
             )
-            effects += self._send(peer, offer)
+            effects += self._snapshots.offer(peer, offer, self._send)
         return effects
 
     def drop(self) -> list[Effect]:

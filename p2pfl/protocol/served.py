@@ -85,7 +85,7 @@ class Served:
         self._snapshots[token] = round
         return [Serve(token, vector)]
 
-    def forget_snapshots(self, before: int) -> list[Effect]:
+    def forget_snapshots(self, before: int) -> list[Drop]:
         """Drop the snapshots of earlier rounds than this."""
         stale = [token for token, round in self._snapshots.items() if round < before]
         for token in stale:

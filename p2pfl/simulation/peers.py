@@ -21,6 +21,8 @@ from p2pfl.protocol.participant import (
     Fetch,
     Fetched,
     FetchFailed,
+    Hash,
+    Hashed,
     Mix,
     Mixed,
     Prepared,
@@ -201,6 +203,8 @@ class Peers:
                 return peer.rounds.mixed(mixed, self._clock.now)
             case Drop(token):
                 peer.withdraw(token, self._clock.now)
+            case Hash(token):
+                return peer.rounds.hashed(Hashed(token, b""))
             case Abandon(_, token):
                 peer.fetching.discard(token)
         return []

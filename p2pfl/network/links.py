@@ -1,0 +1,65 @@
+"""A WebSocket as a control connection, at either end."""
+
+import asyncio
+from contextlib import suppress
+
+import aiohttp
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from p2pfl.errors import LinkClosed
+from p2pfl.types import PeerId
+
+CLOSE_S = 1.0  # for the other end's answer when a control connection closes
+
+
+class SocketLink:
+    """See `Link`."""
+
+    def __init__(
+        self, socket: aiohttp.ClientWebSocketResponse | web.WebSocketResponse, remote: str, proven: PeerId = ""
+    ) -> None:
+        self._socket = socket
+        self._why = ""  # it is closed
+        self.remote = remote
+        self.proven = proven
+
+    async def send(self, data: bytes) -> None:
+        try:
+            await self._socket.send_bytes(data)
+        except (ConnectionError, RuntimeError, aiohttp.ClientError) as error:
+            raise LinkClosed(self._why or str(error) or "reset") from error
+
+    async def receive(self) -> bytes:
+        if self._why:  # aiohttp counts how often it is asked after the end, and then raises something else
+            raise LinkClosed(self._why)
+        message = await self._socket.receive()
+        if message.type is WSMsgType.BINARY:
+            return bytes(message.data)
+        self._why = self._why or _ending(message)
+        if message.type is WSMsgType.TEXT:
+            await self._close(WSCloseCode.UNSUPPORTED_DATA, "binary messages only")
+        raise LinkClosed(self._why)
+
+    async def close(self, why: str) -> None:
+        self._why = self._why or f"closed here: {why}"
+        await self._close(WSCloseCode.OK, why)
+
+    async def _close(self, code: int, why: str) -> None:
+        reason = why.encode()[:120].decode(errors="ignore").encode()  # never half a character
+        with suppress(TimeoutError, ConnectionError):
+            async with asyncio.timeout(CLOSE_S):
+                await self._socket.close(code=code, message=reason)
+
+
+def _ending(message: aiohttp.WSMessage) -> str:
+    """Why a control connection ended, from what came in place of a message."""
+    match message.type:
+        case WSMsgType.TEXT:
+            return "text where binary is due"
+        case WSMsgType.ERROR:
+            too_big = getattr(message.data, "code", None) == WSCloseCode.MESSAGE_TOO_BIG
+            return "message too long" if too_big else str(message.data) or "broken"
+        case WSMsgType.CLOSE:
+            return f"closed by the other end: {message.extra or message.data}"
+        case _:
+            return "reset by the other end"

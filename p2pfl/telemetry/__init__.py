@@ -1,0 +1,1 @@
+"""Being seen: what happens to a peer as metrics for Prometheus and as a log."""

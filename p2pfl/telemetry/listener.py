@@ -1,0 +1,99 @@
+"""`/metrics` over plain HTTP, on a listener of its own: loopback unless told otherwise, as it says who takes part.
+
+It answers in one thread, one request after the other, so that neither a busy event loop silences it nor a crowd of
+strangers takes more than that thread.
+"""
+
+import errno
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from threading import Thread
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from p2pfl.errors import NetworkError, UsageError
+from p2pfl.network.discovery import join_address, split_address
+
+DEFAULT_HOST = "127.0.0.1"
+_PATIENCE_S = 2.0  # for each piece of a request
+_POLL_S = 0.1  # between looks at whether to end
+
+
+def address_of(text: str) -> tuple[str, int]:
+    """Read `[HOST:]PORT`; the host is loopback unless told, and port 0 any that is free.
+
+    Raises:
+        UsageError: it is of another form.
+    """
+    if text == "0":
+        return DEFAULT_HOST, 0
+    try:
+        host, port = split_address(text if ":" in text else f"{DEFAULT_HOST}:{text}")
+    except ValueError as error:
+        raise UsageError(f"--metrics {text!r} is not of the form [HOST:]PORT, as 9464 or 192.168.1.20:9464") from error
+    return host, port
+
+
+@contextmanager
+def shown(registry: CollectorRegistry, host: str, port: int) -> Iterator[str]:
+    """Serve a registry inside the context; yields host:port, where 0 has become the port that was taken.
+
+    Raises:
+        NetworkError: the port is in use, or the address is none of this machine's.
+    """
+    kind = type("_Server", (_Server,), {"address_family": socket.AF_INET6 if ":" in host else socket.AF_INET})
+    try:
+        server = kind((host, port), _Request)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise NetworkError(
+                f"port {port} is in use, metrics cannot be shown there: choose another --metrics"
+            ) from error
+        raise NetworkError(f"metrics cannot be shown at {join_address(host, port)}: {error.strerror}") from error
+    server.set_app(_only_metrics(make_wsgi_app(registry)))
+    thread = Thread(target=server.serve_forever, args=(_POLL_S,), name="metrics", daemon=True)
+    thread.start()
+    try:
+        yield join_address(host, server.server_port)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Server(WSGIServer):
+    request_queue_size = 16
+
+    def server_bind(self) -> None:
+        """Without the base's look-up of this machine's name, which can take seconds where the network is down."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+        self.server_name, self.server_port = "metrics", int(self.server_address[1])
+        self.setup_environ()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A stranger's broken connection is nobody's business."""
+
+
+class _Request(WSGIRequestHandler):
+    timeout = _PATIENCE_S
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Who reads the metrics is not told on the terminal."""
+
+    def address_string(self) -> str:
+        return str(self.client_address[0])  # the base would ask DNS
+
+
+def _only_metrics(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
+    def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != "/metrics":
+            start_response("404 Not Found", [("Content-Type", "text/plain")])
+            return [b"metrics are at /metrics\n"]
+        return app(environ, start_response)
+
+    return answer
