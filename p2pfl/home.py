@@ -29,6 +29,28 @@ from p2pfl.identity import SECRET_BYTES, Identity
 from p2pfl.network_key import KEY_BYTES, KeyRing, NetworkKey
 from p2pfl.types import PeerId
 
+__all__ = [
+    "Held",
+    "Known",
+    "RingWatch",
+    "Running",
+    "create_network",
+    "exposed",
+    "folder_of",
+    "hold",
+    "home",
+    "identities",
+    "join_network",
+    "key_path",
+    "networks",
+    "peers_of",
+    "remember_peers",
+    "remove_network",
+    "ring_of",
+    "running",
+    "store_ring",
+]
+
 _PRIVATE = 0o600
 _MOST_KNOWN = 256  # peers that are remembered, those of the last run first
 _STARTS_SHIFT = 16  # incarnation = starts << 16: room for that many refutations in one run

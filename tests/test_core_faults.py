@@ -174,6 +174,19 @@ def test_a_process_that_slept_comes_back_and_takes_nobody_for_dead(peers: int) -
     assert began < net.now
 
 
+@pytest.mark.fault(16)
+def test_a_process_that_slept_while_it_suspected_others_gives_them_their_time_again() -> None:
+    net = network(4, rounds=0)
+    net.run_to_round(3)
+    net.partition(net[1], silent=True)
+    net.run(when=lambda: any(net[1].core._watch._detector.suspects(node.peer) for node in net.nodes))
+    net.heal()
+    net.sleep(net[1], 20.0)
+    net.run(until=net.now + 40.0)
+    assert {name for _, name in dead(net)} == {"n1"}
+    assert len(tables(net)) == 1
+
+
 @pytest.mark.fault(38)
 @pytest.mark.parametrize("of", ["itself", "a stranger", "a crowd"])
 def test_an_address_that_points_at_a_third_party_costs_it_one_dial_a_peer_and_no_data(of: str) -> None:

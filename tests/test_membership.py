@@ -91,6 +91,9 @@ def test_a_change_of_the_own_record_is_signed_and_one_of_anothers_is_not() -> No
 
 @given(st.lists(records, max_size=8), st.lists(records, max_size=8))
 def test_digests_are_equal_where_tables_are(a: list[Member], b: list[Member]) -> None:
+    a, b = (
+        [msgspec.structs.replace(m, signature=repr((m.seat, m.name, m.addresses)).encode()) for m in c] for c in (a, b)
+    )
     one, other = table(a), table(b)
     assert (one.digest == other.digest) == (list(one) == list(other))
     one.merge(list(other))

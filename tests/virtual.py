@@ -483,6 +483,9 @@ class Network:
         for alter in self.alter:
             if altered is not None:
                 altered = alter(node, end.other.node, altered)
+        if isinstance(altered, Offer) and altered is not message and altered.signature:
+            # A liar signs its lies: that a broken seal costs the offer is tested elsewhere.
+            altered = node.core._seal.seal(altered, end.other.node.peer)
         if altered is not None:
             self._pass_on(end.other, Received(end.other.link, decode(encode(altered))))
 
@@ -516,7 +519,9 @@ class Network:
             self._end_link(end, delay)
 
     def tell(self, sender: Node, receiver: Node, message: Message) -> None:
-        """Say something on their connection that the sender's core would not say."""
+        """Say something on their connection that the sender's core would not say; an offer goes under its seal."""
+        if isinstance(message, Offer):
+            message = sender.core._seal.seal(message, receiver.peer)
         for end in sender.ends.values():
             if end.other is not None and end.other.node is receiver:
                 return self._send(sender, end.link, message)

@@ -61,6 +61,7 @@ _log = logging.getLogger(__name__)
 _QUERY, _POINTER, _INTERNET = 0, 12, 1  # flags of a question, type PTR, class IN (RFC 1035, sections 3.2 and 4.1)
 _DOWN_RETRY_S = 1.0
 _GOODBYE_S = 1.0
+_LAST_WORDS_S = 0.5  # an answer put together before a goodbye may be sent after it
 _QUESTIONS = 3  # on a new interface, one a refresh: the first may be lost
 
 
@@ -101,6 +102,7 @@ class MdnsDiscovery:
         self._told: tuple[Announcement, tuple[str, ...]] | None = None  # what `_service` was made of
         self._service: zeroconf.ServiceInfo | None = None
         self._responder: AsyncZeroconf | None = None
+        self._left: dict[PeerId, float] = {}  # who said goodbye just now, and when
         self._names: set[PeerId] = set()  # under which this peer was announced
         self._up: tuple[Interface, ...] = ()
         self._joined: dict[str, int] = {}  # addresses that take part, and the number of the interface of each
@@ -302,7 +304,10 @@ class MdnsDiscovery:
                 responder.zeroconf.close()
 
     def _heard(self, name: str, responder: zeroconf.Zeroconf) -> None:
-        if instance_of(name) in self._names:
+        peer = instance_of(name)
+        if peer in self._names:
+            return
+        if asyncio.get_running_loop().time() - self._left.get(peer, -_LAST_WORDS_S) < _LAST_WORDS_S:
             return
         try:
             candidate = load_candidate(name, responder)
@@ -337,11 +342,15 @@ class MdnsDiscovery:
         return [f"{name}.{SERVICE}" for name in names]
 
     def _silent(self, name: str) -> None:
-        self._forget(instance_of(name))
+        peer, now = instance_of(name), asyncio.get_running_loop().time()
+        if self._forget(peer):
+            self._left = {one: at for one, at in self._left.items() if now - at < _LAST_WORDS_S} | {peer: now}
 
-    def _forget(self, peer: PeerId) -> None:
-        if self._table.lost(peer):
+    def _forget(self, peer: PeerId) -> bool:
+        known = self._table.lost(peer)
+        if known:
             self._lost(peer)
+        return known
 
 
 async def join_each(
