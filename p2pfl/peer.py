@@ -53,8 +53,8 @@ from p2pfl.network_key import KeyRing, NetworkKey
 from p2pfl.protocol.core import PeerCore
 from p2pfl.protocol.membership import display_names
 from p2pfl.protocol.messages import Member, Settings
+from p2pfl.protocol.participant import Done, KeyChosen, Prepared, Rules, Stop, Tick
 from p2pfl.protocol.participant import Found as FoundEvent
-from p2pfl.protocol.participant import KeyChosen, Prepared, Rules, Tick
 from p2pfl.recipe import PACE, Asked, NetworkRecipe, complaint, recipe_of
 from p2pfl.shell import Outcome, Shell
 from p2pfl.sinks import tee
@@ -629,8 +629,8 @@ def no_discovery(found: Found, warn: Callable[[str], None]) -> Discovery:
 class _NotYet:
     """Stands in until the transport serves and its addresses are known."""
 
-    def handle(self, event: object, now: float) -> tuple[()]:
-        return ()
+    def handle(self, event: object, now: float) -> tuple[Done, ...]:
+        return (Done(0),) if isinstance(event, Stop) else ()  # what fails so early ends the run, too
 
     def next_deadline(self) -> None:
         return None

@@ -53,6 +53,9 @@ class PeerSpec(msgspec.Struct, frozen=True, kw_only=True):
     resume: bool = False  # from the checkpoint in `out`
     namespace: str | None = None  # the network namespace to live in: a host of its own, on Linux and as root
 
+    def __repr__(self) -> str:
+        return f"PeerSpec(name={self.name!r}, network={self.network!r})"  # the key is nobody's to read
+
 
 class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """A reference without a network: the peer alone, or (`pooled`) one model on everybody's data."""

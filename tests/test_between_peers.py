@@ -14,7 +14,7 @@ from p2pfl.events import RoundFinished, RunEvent, ShareReceived, Started, Warned
 from p2pfl.identity import Identity
 from p2pfl.local import LocalNetwork
 from p2pfl.network.discovery import MemoryDiscovery, MemoryLan
-from p2pfl.network.memory import MemoryNetwork
+from p2pfl.network.memory import MemoryNetwork, MemoryTransport
 from p2pfl.peer import Peer, Result
 from p2pfl.protocol.agreement import agree, conflict
 from p2pfl.protocol.core import PeerCore
@@ -278,3 +278,21 @@ def test_settings_of_others_never_exceed_what_a_message_takes() -> None:
     with pytest.raises(UsageError, match="characters"):
         Peer("p", nn.Linear(1, 1), topology="graph:edges=" + "/".join(f"{i}-{i + 1}" for i in range(4000)))
     assert len(encode(Start(Running({}, "f", "l", (), 0), "i", ()))) < 200
+
+
+def test_an_error_before_the_peer_has_begun_ends_its_run() -> None:
+    class Homeless(MemoryTransport):
+        @property
+        def addresses(self) -> tuple[str, ...]:
+            raise ValueError("no address")
+
+    lan = MemoryLan()
+    peer = Peer(
+        "alice",
+        nn.Linear(1, 1),
+        (torch.ones(4, 1), torch.ones(4, 1)),
+        transport=Homeless(MemoryNetwork(), "memory:1"),
+        discovery=lambda found, _: MemoryDiscovery(lan, "home", found),
+    )
+    with pytest.raises(ValueError, match="no address"):
+        asyncio.run(asyncio.wait_for(peer.run(1), 30))

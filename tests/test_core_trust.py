@@ -6,7 +6,7 @@ from virtual import Network, Node, identity, network
 
 from p2pfl.events import PeerGone, Refusal, ViewTaken
 from p2pfl.network_key import KeyRing, NetworkKey
-from p2pfl.protocol.messages import KeyChange, Message, Offer
+from p2pfl.protocol.messages import KeyChange, Message, Offer, Status
 from p2pfl.protocol.participant import Found, KeyChosen
 from p2pfl.protocol.rekeying import change
 
@@ -92,7 +92,7 @@ def test_an_offer_that_was_changed_on_its_way_costs_that_share_alone(field: str,
             return msgspec.structs.replace(message, **{field: value})
         return message
 
-    net.alter.append(spoil)
+    net.tamper.append(spoil)
     net.run()
     assert len(changed) >= 1
     assert (2, net[1].peer, reason) in net[0].rejected()
@@ -111,10 +111,10 @@ def test_an_offer_said_twice_counts_once() -> None:
             kept.append(message)
         return message
 
-    net.alter.append(keep)
+    net.tamper.append(keep)
     net.run_to_round(2)
     old = next(offer for offer in kept if offer.round == 0)
-    net.tell(net[1], net[0], old)
+    net.tamper.append(lambda a, b, m: old if isinstance(m, Status) and (a, b) == (net[1], net[0]) else m)
     net.run()
     assert (0, net[1].peer, "replayed") in net[0].rejected()
     assert all(node.rounds() == [0, 1, 2, 3] for node in net.nodes)

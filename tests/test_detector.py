@@ -45,8 +45,8 @@ def test_suspicion_shortens_with_confirmations(confirmations: int, others: int, 
     assert suspicion_s(SWIM, confirmations, others) == pytest.approx(seconds)
 
 
-@pytest.mark.parametrize(("others", "count"), [(1, 1), (3, 1), (4, 2), (7, 3), (15, 5), (24, 8), (500, 8)])
-def test_a_third_of_the_others_is_pinged_each_period_and_eight_at_most(others: int, count: int) -> None:
+@pytest.mark.parametrize(("others", "count"), [(1, 1), (2, 2), (3, 2), (4, 2), (7, 3), (15, 5), (24, 8), (500, 8)])
+def test_a_third_of_the_others_is_pinged_each_period_two_at_least_and_eight_at_most(others: int, count: int) -> None:
     assert pings(SWIM, others) == count
 
 

@@ -141,13 +141,6 @@ def test_peers_that_come_and_go_leave_nothing_behind(live: Live) -> None:
         Event().wait(max(0.0, began + second + 1 - monotonic()))
     assert came - 4 == left == CHURN_S // 2  # the fault
     live.until("equal views", lambda: agree([*stay, *guests], [*stay, *guests]), 2 * BACK_WITHIN_S)
-    if __import__("os").environ.get("H8LOG"):
-        import json
-        with open("/tmp/dev/h8s/churn.jsonl", "w") as f:
-            for one in live._processes:
-                for e in one.events:
-                    if e["event"] not in ("RoundFinished", "StateChanged", "ShareSent", "ShareReceived"):
-                        f.write(json.dumps({"who": one.name, **e}) + "\n")
     assert deaths([*stay, *guests]) == set()
     for one in stay:
         memory_mb, descriptors, tasks = held_by(live, one)

@@ -229,7 +229,8 @@ class Network:
     ) -> None:
         self.now = 0.0
         self.nodes: list[Node] = []
-        self.alter: list[Alter] = []
+        self.alter: list[Alter] = []  # what a liar says instead, under its own seal
+        self.tamper: list[Alter] = []  # what somebody makes of it on the way
         self.spoil: list[Spoil] = []
         self.sent: Counter[str] = Counter()
         self.apart = 0  # how many rounds running peers were apart at most
@@ -486,6 +487,9 @@ class Network:
         if isinstance(altered, Offer) and altered is not message and altered.signature:
             # A liar signs its lies: that a broken seal costs the offer is tested elsewhere.
             altered = node.core._seal.seal(altered, end.other.node.peer)
+        for alter in self.tamper:
+            if altered is not None:
+                altered = alter(node, end.other.node, altered)
         if altered is not None:
             self._pass_on(end.other, Received(end.other.link, decode(encode(altered))))
 

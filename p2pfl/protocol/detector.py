@@ -92,8 +92,8 @@ def suspicion_s(swim: Swim, confirmations: int, others: int) -> float:
 
 
 def pings(swim: Swim, others: int) -> int:
-    """How many of the other members are pinged in a period."""
-    return min(swim.most_pings, math.ceil(others / swim.share))
+    """How many of the other members are pinged in a period: two at least, or three peers would notice too late."""
+    return min(swim.most_pings, others, max(2, math.ceil(others / swim.share)))
 
 
 @dataclass

@@ -213,6 +213,9 @@ class KeyChange(msgspec.Struct, frozen=True, tag=17):
     banned: Annotated[tuple[Id, ...], Meta(max_length=256)] = ()
     signature: Signature = b""
 
+    def __repr__(self) -> str:
+        return f"KeyChange(epoch={self.epoch}, by={self.by!r}, banned={self.banned!r})"  # the key is nobody's to read
+
 
 Message: TypeAlias = (
     Hello
