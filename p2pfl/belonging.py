@@ -6,14 +6,14 @@ so that nobody who was away for a moment is locked out, unless the change was ma
 """
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
 from p2pfl import home
-from p2pfl.errors import UsageError
+from p2pfl.errors import ProtocolError, UsageError
 from p2pfl.identity import SECRET_BYTES, Identity
 from p2pfl.network.discovery import Announcement
 from p2pfl.network.tls import Credentials
@@ -31,7 +31,7 @@ _START = 1 << 16  # incarnations of one start, as in `home`
 def ring_in(key: str | NetworkKey | KeyRing | None) -> KeyRing | None:
     """The ring that a caller gave in one of its forms. Raises UsageError for a token that is none."""
     if isinstance(key, str):
-        key = NetworkKey.of_token(key)
+        return KeyRing.of_token(key)
     return KeyRing(key) if isinstance(key, NetworkKey) else key
 
 
@@ -69,7 +69,8 @@ class Belonging:
         self._own: home.Held | None = None  # to be given back
         self._held: home.Held | None = None
         self._news: home.RingWatch | None = None
-        self._former_until: float | None = None
+        self._former_until: dict[NetworkKey, float] = {}
+        self._unkept = asyncio.Event()  # the ring is another than on disk
         self.changed = asyncio.Event()  # what is announced is another now
         if encrypted and key is None:
             self._news = home.RingWatch(network)
@@ -117,6 +118,8 @@ class Belonging:
 
     def release(self) -> None:
         """Let another process be this peer."""
+        if self._unkept.is_set() and self.ring is not None:
+            self._keep(self.ring)
         if self._own is not None:
             self._own.release()
 
@@ -155,46 +158,67 @@ class Belonging:
         self._follow(changed(self.ring, change))
 
     async def watch(self, chosen: Callable[[KeyChange], None], members: Callable[[], Iterable[Member]]) -> None:
-        """Tell when the user of this machine has changed the key, and end what former keys are good for.
+        """Tell when the user of this machine has changed the key, keep what others made it, and end former keys.
 
         The present key, where it is not the first, is told at once: for who comes with a former one. Members are
         remembered on this machine, to be found again, or banned by their names.
         """
-        if self.ring is not None and self.ring.epoch:
-            chosen(change(self.identity, self.ring))
+        if self.ring is not None and (self.ring.epoch or self.ring.banned):
+            self._tell(chosen, self.ring)
         remembered: tuple[home.Known, ...] = ()
         while True:
-            await asyncio.sleep(_LOOK_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_S):
+                    await self._unkept.wait()
+            if self._unkept.is_set() and self.ring is not None:
+                self._unkept.clear()
+                await asyncio.to_thread(self._keep, self.ring)
             met = tuple(home.Known(m.peer, m.name, m.addresses) for m in members() if m.peer != self.peer)
             if self._news is not None and met != remembered:
                 remembered = met
-                with suppress(UsageError):  # a full disk: the next run looks for them by mDNS alone
+                with contextlib.suppress(UsageError):  # a full disk: the next run looks for them by mDNS alone
                     await asyncio.to_thread(home.remember_peers, self.network, met)
             if self.ring is None:
                 return
-            if self._former_until is not None and asyncio.get_running_loop().time() >= self._former_until:
-                self._follow(self.ring.without_former())
+            self._honor(tuple(key for key in self.ring.former if self._former_until[key] > _now()))
             try:
                 ring = self._news.news() if self._news is not None else None
             except UsageError as error:
                 self._warn(str(error))
                 continue
-            if ring is not None and (ring.rank > self.ring.rank or ring.banned - self.ring.banned):
-                chosen(change(self.identity, ring))
-            elif ring is not None and ring.rank == self.ring.rank:
-                self._follow(ring)  # `p2pfl network retire`
+            if ring is None:
+                continue
+            joined = self.ring.joined(ring)
+            if (joined.key, joined.epoch, joined.banned) != (self.ring.key, self.ring.epoch, self.ring.banned):
+                self._tell(chosen, ring)
+            elif ring.key == self.ring.key:  # `p2pfl network retire`
+                self._honor(tuple(key for key in self.ring.former if key in ring.former))
+
+    def _tell(self, chosen: Callable[[KeyChange], None], ring: KeyRing) -> None:
+        try:
+            told = change(self.identity, ring)
+            chosen(told)
+        except (UsageError, ProtocolError) as error:
+            self._warn(f"the key of network {self.network!r} is not told to the others: {error}")
+
+    def _honor(self, former: tuple[NetworkKey, ...]) -> None:
+        if self.ring is not None:
+            self._follow(KeyRing(self.ring.key, self.ring.epoch, former, self.ring.banned))
 
     def _follow(self, ring: KeyRing) -> None:
         if ring == self.ring:
             return
         self.ring = ring
         if self._kept:
-            try:
-                self.ring = home.store_ring(ring)
-            except UsageError as error:
-                self._warn(f"the network's new key is used, and could not be kept: {error}")
+            self._unkept.set()  # a disk may take its time: `watch` sees to it
         self._use()
         self.changed.set()
+
+    def _keep(self, ring: KeyRing) -> None:
+        try:
+            home.store_ring(ring)
+        except UsageError as error:
+            self._warn(f"the network's new key is used, and could not be kept: {error}")
 
     def _use(self) -> None:
         if self.ring is None or self.credentials is None:
@@ -202,10 +226,8 @@ class Belonging:
         self.credentials.use(self.ring)
         if self._held is not None:
             self._held.uses(self.ring)
-        if not self.ring.former:
-            self._former_until = None
-        elif self._former_until is None:
-            self._former_until = _now() + FORMER_S
+        until = self._former_until
+        self._former_until = {key: until.get(key) or _now() + FORMER_S for key in self.ring.former}
 
 
 def _now() -> float:

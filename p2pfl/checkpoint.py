@@ -96,7 +96,7 @@ class Generations:
         """Write a generation; whether it is on the disk. Trouble is told once, and again only after it was over."""
         try:
             self.write(saved, layout)
-        except OSError as error:
+        except (OSError, ModelError) as error:
             if not self._failing:
                 self._warn(
                     f"the checkpoint of round {saved.facts.round} was not written: {error}; training goes on, and "
@@ -119,9 +119,9 @@ class Generations:
             ModelError: a state has a tensor that no such file can hold.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        durable.write(self.path, *_parts(saved, layout), previous=self.previous if self._sound == self.path else None)
         if self._sound is None:
             self.previous.unlink(missing_ok=True)
-        durable.write(self.path, *_parts(saved, layout), previous=self.previous if self._sound == self.path else None)
         self._sound = self.path
 
 
@@ -132,13 +132,16 @@ def _parts(saved: Saved, layout: Layout) -> list[bytes | memoryview]:
         if state is not None:
             metadata[kind] = msgspec.json.encode(state.facts).decode()
             beside |= {f"{BESIDE}{kind}/{name}": tensor for name, tensor in state.tensors.items()}
+    for name, tensor in beside.items():
+        if tensor.dtype not in CODES:
+            raise ModelError(f"the state {name} is of {tensor.dtype}, which no checkpoint can hold")
     placed = [(name, CODES[tensor.dtype], tuple(tensor.shape)) for name, tensor in beside.items()]
     header = bytearray(framing.header([*layout.placed, *placed], metadata))
     numbers = [bytes_of(saved.vector), *(bytes_of(tensor) for tensor in beside.values())]
-    sum = hashlib.sha256(header)
+    digest = hashlib.sha256(header)
     for part in numbers:
-        sum.update(part)
-    header[_SUM_AT : _SUM_AT + len(_NO_SUM)] = sum.hexdigest().encode()
+        digest.update(part)
+    header[_SUM_AT : _SUM_AT + len(_NO_SUM)] = digest.hexdigest().encode()
     return [bytes(header), *numbers]
 
 
@@ -174,9 +177,9 @@ def _read_summed(path: Path, file: TensorFile, targets: Mapping[str, torch.Tenso
     if len(told) != len(_NO_SUM) or header[place] != told:
         raise ModelError(f"{path} is no checkpoint, or one of another version")
     header[place] = _NO_SUM.encode()
-    sum = hashlib.sha256(header)
-    file.read(targets, sum)
-    if sum.hexdigest().encode() != told:
+    digest = hashlib.sha256(header)
+    file.read(targets, digest)
+    if digest.hexdigest().encode() != told:
         raise ModelError(f"{path} is damaged: its content is not what was written")
 
 

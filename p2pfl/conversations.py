@@ -21,6 +21,8 @@ from p2pfl.types import PeerId
 
 _HELLO_S = 5.0  # a connection that does not introduce itself is closed
 _LOOKS = 5  # in that time: a process that was stopped meanwhile misses one, and still listens for the others
+_MOST_UNREACHED = 1024  # addresses and peers of whom it was told that they do not answer
+_MOST_BUCKETS = 1024  # peers of whom it is kept how much they have said
 _FLUSH_S = 0.5  # for the last messages when a connection ends
 
 _log = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Bounds:
-    """What one control connection may take of this process."""
+    """What one control connection, and all those of one peer, may take of this process."""
 
     waiting_bytes: int = 8 << 20  # of messages that the other end does not read; more bears longer pauses of it
     per_s: float = 2000.0  # messages in the long run; less spares the processor, and cuts off rounds of a millisecond
@@ -77,7 +79,9 @@ class Conversations:
         self._tell = tell
         self._bounds = bounds or Bounds()
         self._conversations: dict[LinkId, _Conversation] = {}
+        self._buckets: dict[PeerId, _Bucket] = {}
         self._count = 0
+        self._unreached: set[str] = set()
         self._none = asyncio.Event()
         self._none.set()
         self.open = True  # to new connections
@@ -99,10 +103,15 @@ class Conversations:
         try:
             link = await connect_to_any(self._transport, addresses, owner=owner)
         except Unreachable as error:
-            if not error.refused:  # else nobody is there, and nothing was turned down
+            # Where it is refused nobody is there, and nothing was turned down; a peer that is gone is told of once.
+            if not error.refused and key not in self._unreached:
+                if len(self._unreached) >= _MOST_UNREACHED:
+                    self._unreached.clear()
+                self._unreached.add(key)
                 self._refused("dial", "unreachable", other=owner, remote=", ".join(addresses), detail=str(error))
             self._handle(DialFailed(key, error.refused, str(error)))
             return
+        self._unreached.discard(key)
         if self.open:
             await self._converse(link, key)
         else:
@@ -123,9 +132,11 @@ class Conversations:
         conversation.outbox.put_nowait(data)
 
     def close(self, link: LinkId, why: str) -> None:
-        """Close a connection once what was sent before is out."""
+        """Close a connection once what was sent before is out; at once where its peer is banned."""
         conversation = self._conversations.get(link)
-        if conversation is not None:
+        if conversation is not None and why == "banned" and not conversation.broken_off.done():
+            conversation.broken_off.set_result(why)
+        elif conversation is not None:
             conversation.outbox.put_nowait(why)
 
     async def ended(self) -> None:
@@ -139,7 +150,12 @@ class Conversations:
         conversation = _Conversation(link, asyncio.get_running_loop().create_future())
         self._conversations[number] = conversation
         self._none.clear()
-        self._handle(LinkOpened(number, dialed, link.proven))
+        try:
+            self._handle(LinkOpened(number, dialed, link.proven))
+        except BaseException:  # a fault of ours: no conversation came about, and nobody may wait for its end
+            self._forget(number)
+            await link.close("broken")
+            raise
         listening = asyncio.create_task(self._listen(number, conversation))
         speaking = asyncio.create_task(self._speak(conversation))
         ends = (conversation.broken_off, listening, speaking)
@@ -159,15 +175,18 @@ class Conversations:
             try:
                 await link.close(why)
             finally:
-                del self._conversations[number]
+                self._forget(number)
                 if not any(other.peer == conversation.peer for other in self._conversations.values()):
                     self.seen.pop(conversation.peer, None)
-                if not self._conversations:
-                    self._none.set()
+
+    def _forget(self, number: LinkId) -> None:
+        del self._conversations[number]
+        if not self._conversations:
+            self._none.set()
 
     async def _listen(self, number: LinkId, conversation: _Conversation) -> str:
         """Hand on what the other end says; returns why that ended."""
-        bucket = _Bucket(self._bounds, asyncio.get_running_loop().time())
+        bucket = self._bucket(conversation.link.proven)
         try:
             if not await self._introduced(number, conversation, bucket):
                 raise ProtocolError("said nothing")
@@ -178,6 +197,15 @@ class Conversations:
             return error.reason
         except LinkClosed as error:
             return str(error)
+
+    def _bucket(self, proven: PeerId) -> "_Bucket":
+        """What the other end may say: one for all connections of a peer, the next ones too."""
+        bucket = self._buckets.pop(proven, None) or _Bucket(self._bounds, asyncio.get_running_loop().time())
+        if proven:
+            self._buckets[proven] = bucket
+            if len(self._buckets) > _MOST_BUCKETS:
+                del self._buckets[next(iter(self._buckets))]
+        return bucket
 
     async def _introduced(self, number: LinkId, conversation: _Conversation, bucket: "_Bucket") -> bool:
         """Hand on the first message; whether it came in time."""
@@ -240,7 +268,7 @@ class Conversations:
 
 
 class _Bucket:
-    """How much one connection may still say: tokens that come back with time, on a clock that never goes back."""
+    """How much one peer may still say: tokens that come back with time, on a clock that never goes back."""
 
     def __init__(self, bounds: Bounds, now: float) -> None:
         self._bounds = bounds

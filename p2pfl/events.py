@@ -101,6 +101,7 @@ class Refusal(_Event, frozen=True):
     connection: int = 0  # as numbered by this peer, 0 where there was none
     round: int = 0
     detail: str = ""
+    times: int = 1  # how often, where many are told of as one
 
 
 class RoundsSkipped(_Event, frozen=True):

@@ -1,6 +1,8 @@
 """A file that one process at a time holds. It is let go where the process is killed, and needs no tidying up."""
 
+import errno
 import os
+import stat
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +12,8 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-_NOTE_BYTES = 4096
+_NOTE_BYTES = 1024
+_FLAGS = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)  # each where the system has it
 _WINDOWS_BYTE = 1 << 30  # the locked byte lies behind the note: what is locked there cannot be read
 
 
@@ -27,10 +30,11 @@ class FileLock:
         On file systems without locks everybody is let through.
 
         Raises:
-            OSError: the file cannot be made.
+            OSError: the file cannot be made, or is none of its own: a link, or a device.
         """
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+        handle = os.open(self.path, _FLAGS | os.O_CREAT, 0o600)
         try:
+            _check(handle, self.path)
             if not _lock(handle, wait):
                 os.close(handle)
                 return False
@@ -45,23 +49,21 @@ class FileLock:
         handle, self._handle = self._handle, None
         if handle is not None:
             with suppress(OSError):
-                os.ftruncate(handle, 0)
+                _write(handle, b"")
                 # Unlocked, not closed only: a worker forked meanwhile has the handle, too.
                 _unlock(handle)
             os.close(handle)
 
     def note(self, text: bytes) -> None:
-        """Say something to whoever looks at the file while it is held; at most 4,096 bytes. Raises OSError."""
+        """Say something to whoever looks at the file while it is held; at most 1,024 bytes. Raises OSError."""
         if self._handle is not None:
-            os.lseek(self._handle, 0, os.SEEK_SET)
-            os.ftruncate(self._handle, 0)
-            os.write(self._handle, text[:_NOTE_BYTES])
+            _write(self._handle, text)
 
 
 def note_of_holder(path: Path) -> bytes | None:
     """The note of who holds a lock file; None where nobody does. Never makes the file."""
     try:
-        handle = os.open(path, os.O_RDWR)
+        handle = os.open(path, _FLAGS)
     except OSError:
         return None
     try:
@@ -69,9 +71,22 @@ def note_of_holder(path: Path) -> bytes | None:
             with suppress(OSError):
                 _unlock(handle)
             return None
-        return os.read(handle, _NOTE_BYTES)
+        return os.read(handle, _NOTE_BYTES).rstrip()
     finally:
         os.close(handle)
+
+
+def _write(handle: int, note: bytes) -> None:
+    """Notes are all of one length: nothing is ever cut off, whatever the file turns out to be."""
+    os.lseek(handle, 0, os.SEEK_SET)
+    os.write(handle, note[:_NOTE_BYTES].ljust(_NOTE_BYTES))
+
+
+def _check(handle: int, path: Path) -> None:
+    """Raise OSError where a note would be written into something that is more than a lock file."""
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+        raise OSError(errno.EEXIST, "it is no file of p2pfl's own", str(path))
 
 
 if sys.platform == "win32":

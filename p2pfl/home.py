@@ -24,7 +24,16 @@ from msgspec import Meta
 from p2pfl import durable
 from p2pfl.errors import UsageError
 from p2pfl.file_lock import FileLock, note_of_holder
-from p2pfl.home_files import folder_of, home, make_folder, read, read_text, readable_by_others, writable
+from p2pfl.home_files import (
+    folder_of,
+    home,
+    make_folder,
+    read,
+    read_text,
+    readable_by_others,
+    writable,
+    writable_by_others,
+)
 from p2pfl.identity import SECRET_BYTES, Identity
 from p2pfl.network_key import KEY_BYTES, KeyRing, NetworkKey
 from p2pfl.types import PeerId
@@ -55,6 +64,7 @@ _PRIVATE = 0o600
 _MOST_KNOWN = 256  # peers that are remembered, those of the last run first
 _STARTS_SHIFT = 16  # incarnation = starts << 16: room for that many refutations in one run
 _NAMESAKES = 1000
+_LOOKS = 5  # at a lock that somebody holds: others take it for a moment, to see whether a peer runs
 
 
 class Known(msgspec.Struct, frozen=True):
@@ -144,7 +154,8 @@ def join_network(token: str, *, replace: bool = False) -> KeyRing:
     Raises:
         UsageError: this is no token, or there is a network of this name with another key.
     """
-    key = NetworkKey.of_token(token)
+    given = KeyRing.of_token(token)
+    key = given.key
     with _changing(key.name):
         ring = ring_of(key.name)
         if ring is not None and ring.key == key:
@@ -156,7 +167,12 @@ def join_network(token: str, *, replace: bool = False) -> KeyRing:
                 + (", which replaced this one" if former else "")
                 + ": where it has been rotated meanwhile, take the newer key by: p2pfl network join --replace FILE"
             )
-        ring = KeyRing(key, banned=ring.banned if ring is not None else frozenset())
+        if ring is not None and given.epoch < ring.epoch:
+            raise UsageError(
+                f"this is key number {given.epoch} of network {key.name!r}, and number {ring.epoch} is here: take the "
+                f"file `key` of a member again, or go back for good by: p2pfl network remove {key.name}"
+            )
+        ring = KeyRing(key, given.epoch, banned=ring.banned if ring is not None else frozenset())
         _write_ring(ring)
     return ring
 
@@ -172,17 +188,17 @@ def ring_of(name: str) -> KeyRing | None:
     stored = read(path, _Ring)
     if stored is None:
         token = read_text(folder / "key")
-        return None if token is None else KeyRing(_key_in(folder / "key", token, name))
+        return None if token is None else _ring_in(folder / "key", token, name)
     return KeyRing(
-        _key_in(path, stored.key, name),
+        _ring_in(path, stored.key, name).key,
         stored.epoch,
-        tuple(_key_in(path, token, name) for token in stored.former),
+        tuple(_ring_in(path, token, name).key for token in stored.former),
         frozenset(stored.banned),
     )
 
 
 def store_ring(ring: KeyRing) -> KeyRing:
-    """Keep a ring, unless a later one was stored meanwhile; returns the one that stands. Bans only grow.
+    """Keep a ring, joined with what was stored meanwhile (`KeyRing.joined`); returns the one that stands.
 
     Raises:
         UsageError: the folder cannot be written to.
@@ -190,8 +206,11 @@ def store_ring(ring: KeyRing) -> KeyRing:
     with _changing(ring.name):
         stored = ring_of(ring.name)
         if stored is not None:
-            later = stored if stored.rank > ring.rank else ring
-            ring = KeyRing(later.key, later.epoch, later.former, stored.banned | ring.banned)
+            joined = stored.joined(ring)
+            former = ring.former if joined.key == ring.key else joined.former
+            if stored.key == ring.key:  # either may have retired a key
+                former = tuple(key for key in joined.former if key in ring.former)
+            ring = KeyRing(joined.key, joined.epoch, former, joined.banned)
         if stored != ring:
             _write_ring(ring)
     return ring
@@ -362,14 +381,20 @@ def peers_of(network: str) -> tuple[Known, ...]:
 
 
 def exposed(network: str, *more: Path) -> list[str]:
-    """One warning, with its mend, for each secret file of a network that other users of this machine can read."""
+    """One warning, with its mend, for each file that others can read, and each folder in which they can put theirs."""
     folder = folder_of(network)
     files = (folder / "key", folder / "ring.json", *sorted((folder / "identities").glob("*.json")), *more)
-    return [
+    readable = [
         f"{path} can be read by other users of this machine; mend it by: chmod 600 {path}"
         for path in files
         if readable_by_others(path)
     ]
+    loose = [
+        f"other users of this machine can put their own files into {path}; mend it by: chmod 700 {path} (as its owner)"
+        for path in (home(), home() / "networks", folder, folder / "identities")
+        if writable_by_others(path)
+    ]
+    return readable + loose
 
 
 def _write_ring(ring: KeyRing) -> None:
@@ -378,7 +403,7 @@ def _write_ring(ring: KeyRing) -> None:
     stored = _Ring(ring.key.token, ring.epoch, tuple(key.token for key in ring.former), tuple(sorted(ring.banned)))
     with writable(folder):
         durable.write(folder / "ring.json", msgspec.json.format(msgspec.json.encode(stored)) + b"\n", mode=_PRIVATE)
-        durable.write(folder / "key", ring.key.token.encode() + b"\n", mode=_PRIVATE)
+        durable.write(folder / "key", ring.token.encode() + b"\n", mode=_PRIVATE)
 
 
 def _path_of(folder: Path, peer: PeerId, name: str) -> Path:
@@ -412,7 +437,6 @@ def _held(path: Path, after: int, peer: PeerId | None = None) -> Held | None:
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path.with_name(f".{path.name}.lock"))
-        # Another process may hold it for the moment it takes to see whether a peer runs.
         if not lock.take() and not _again(lock):
             return None
         try:
@@ -433,8 +457,11 @@ def _held(path: Path, after: int, peer: PeerId | None = None) -> Held | None:
 
 
 def _again(lock: FileLock) -> bool:
-    time.sleep(0.02)
-    return lock.take()
+    for _ in range(_LOOKS):
+        time.sleep(0.02)
+        if lock.take():
+            return True
+    return False
 
 
 @contextmanager
@@ -451,11 +478,11 @@ def _changing(network: str) -> Iterator[None]:
         lock.release()
 
 
-def _key_in(path: Path, token: str, name: str) -> NetworkKey:
+def _ring_in(path: Path, token: str, name: str) -> KeyRing:
     try:
-        key = NetworkKey.of_token(token)
+        ring = KeyRing.of_token(token)
     except UsageError as error:
         raise UsageError(f"{path} is damaged ({error}): bring it back from a copy, or remove it") from error
-    if key.name != name:
-        raise UsageError(f"{path} has the key of network {key.name!r}: move the folder to that name, or remove it")
-    return key
+    if ring.name != name:
+        raise UsageError(f"{path} has the key of network {ring.name!r}: move the folder to that name, or remove it")
+    return ring

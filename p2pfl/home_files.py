@@ -71,7 +71,7 @@ def read(path: Path, kind: type[_T]) -> _T | None:
         return None
     try:
         found = msgspec.json.decode(text, type=kind)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:  # the latter of what is nested too deep
         raise UsageError(f"{path} is damaged: bring it back from a copy, or remove it") from error
     return found
 
@@ -84,3 +84,14 @@ def readable_by_others(path: Path) -> bool:
         return bool(path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO))
     except OSError:
         return False
+
+
+def writable_by_others(folder: Path) -> bool:
+    """Whether a folder is another user's, or others may write to it; of what cannot be looked at, no."""
+    if os.name == "nt":
+        return False
+    try:
+        found = folder.stat()
+    except OSError:
+        return False
+    return found.st_uid not in (os.geteuid(), 0) or bool(found.st_mode & (stat.S_IWGRP | stat.S_IWOTH))

@@ -21,8 +21,10 @@ from p2pfl.types import PeerId
 
 KEY_BYTES = 32
 _CHECK_BYTES = 3  # of the token: a slip in typing is noticed
-_TOKEN = re.compile(r"(?P<name>[^\s:]{1,64}):(?P<key>[a-z2-7-]{56,80})")
+_TOKEN = re.compile(r"(?P<name>[^\s:]{1,64}):(?P<key>[a-z2-7-]{56,80})(?:\.(?P<epoch>[0-9]{1,13}))?")
 _GROUP = 7  # characters of a token between dashes
+_MOST_EPOCHS = 1 << 40  # as a `KeyChange` has room for
+MOST_FORMER = 4  # more lets in who missed several changes in a row, and whoever stole one of those keys
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,7 @@ class NetworkKey:
     @cached_property
     def token(self) -> str:
         """The key as text to copy or type: `NAME:` and eight groups of seven letters and digits."""
-        text = base64.b32encode(self.secret + self._check).decode().lower()
-        return f"{self.name}:" + "-".join(text[i : i + _GROUP] for i in range(0, len(text), _GROUP))
+        return self._token(0)
 
     @classmethod
     def of_token(cls, token: str) -> "NetworkKey":
@@ -55,6 +56,10 @@ class NetworkKey:
         Raises:
             UsageError: it is none, or was mistyped. The message does not repeat it.
         """
+        return KeyRing.of_token(token).key
+
+    @classmethod
+    def _numbered(cls, token: str) -> tuple["NetworkKey", int]:
         name, colon, text = token.strip().partition(":")
         match = _TOKEN.fullmatch(f"{name}{colon}{''.join(text.split()).lower()}")
         try:
@@ -63,14 +68,19 @@ class NetworkKey:
             data = b""
         if match is None or len(data) != KEY_BYTES + _CHECK_BYTES:
             raise UsageError("this is no network's token: it is NAME: and eight groups of seven letters and digits")
-        key = cls(match["name"], data[:KEY_BYTES])
-        if not hmac.compare_digest(key._check, data[KEY_BYTES:]):
+        key, epoch = cls(match["name"], data[:KEY_BYTES]), int(match["epoch"] or 0)
+        if epoch > _MOST_EPOCHS or not hmac.compare_digest(key._check(epoch), data[KEY_BYTES:]):
             raise UsageError("the token was mistyped: its last characters do not fit the others")
-        return key
+        return key, epoch
 
-    @property
-    def _check(self) -> bytes:
-        return hashlib.sha256(b"p2pfl token" + self.name.encode() + self.secret).digest()[:_CHECK_BYTES]
+    def _token(self, epoch: int) -> str:
+        text = base64.b32encode(self.secret + self._check(epoch)).decode().lower()
+        groups = "-".join(text[i : i + _GROUP] for i in range(0, len(text), _GROUP))
+        return f"{self.name}:{groups}" + (f".{epoch}" if epoch else "")
+
+    def _check(self, epoch: int) -> bytes:
+        number = str(epoch).encode() if epoch else b""
+        return hashlib.sha256(b"p2pfl token" + self.name.encode() + self.secret + number).digest()[:_CHECK_BYTES]
 
     def derive(self, purpose: str, length: int = 32) -> bytes:
         """Bytes for one purpose; those for another say nothing about them."""
@@ -98,7 +108,7 @@ def check_name(name: str) -> None:
 class KeyRing:
     """What a member goes by: the network's key, former ones that are still honored, and who is banned.
 
-    Rings of one network are ordered by `rank`: of two that differ the higher one stands, on every peer alike.
+    Of two rings of one network both sides choose alike, see `joined`.
 
     Args:
         epoch: how often the key was changed.
@@ -124,13 +134,45 @@ class KeyRing:
 
     @property
     def rank(self) -> tuple[int, bytes]:
-        """Total order of the rings of a network."""
+        """Total order of the rings of a network that ban the same peers."""
         return (self.epoch, hashlib.sha256(self.key.secret).digest())
 
+    @property
+    def token(self) -> str:
+        """The key as a token that tells its number, too: `.` and the epoch at the end, unless it is the first key."""
+        return self.key._token(self.epoch)
+
+    @classmethod
+    def of_token(cls, token: str) -> "KeyRing":
+        """The ring of who has only just got a token. Raises UsageError as `NetworkKey.of_token`."""
+        return cls(*NetworkKey._numbered(token))
+
     def rotated(self, key: NetworkKey, banned: Iterable[PeerId] = ()) -> "KeyRing":
-        """The ring with a new key; the present one is still honored until `without_former`."""
-        return KeyRing(key, self.epoch + 1, (self.key,), self.banned | frozenset(banned))
+        """The ring with a new key; the ones before are still honored, unless `without_former`."""
+        return KeyRing(key, self.epoch + 1, self._with_former(key), self.banned | frozenset(banned))
 
     def without_former(self) -> "KeyRing":
         """The ring once everybody has the new key."""
         return KeyRing(self.key, self.epoch, (), self.banned)
+
+    def joined(self, other: "KeyRing") -> "KeyRing":
+        """This ring after hearing of another one of the network: the same key and bans whoever hears first of which.
+
+        Bans add up, and come first: a key was handed to all who were members when it was chosen, so one that bans fewer
+        gives way, whatever its epoch; among those that ban the same the higher `rank` stands. Where each bans somebody
+        whom the other does not, each key may be in the hands of one of the banned: the key is then made of both. A
+        former key is honored unless there are new bans: the banned hold it.
+        """
+        banned = self.banned | other.banned
+        whole = [ring for ring in (self, other) if ring.banned == banned]
+        if whole:
+            winner = max(whole, key=lambda ring: ring.rank)
+            key, epoch = winner.key, winner.epoch
+        else:
+            parts = sorted((self.key.secret, other.key.secret))
+            key = NetworkKey(self.name, hashlib.sha256(b"p2pfl keys of two bans" + b"".join(parts)).digest())
+            epoch = max(self.epoch, other.epoch) + 1
+        return KeyRing(key, epoch, self._with_former(key) if banned == self.banned else (), banned)
+
+    def _with_former(self, key: NetworkKey) -> tuple[NetworkKey, ...]:
+        return tuple(one for one in self.keys if one != key)[:MOST_FORMER]

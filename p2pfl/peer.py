@@ -55,7 +55,7 @@ from p2pfl.protocol.membership import display_names
 from p2pfl.protocol.messages import Member, Settings
 from p2pfl.protocol.participant import Done, KeyChosen, Prepared, Rules, Stop, Tick
 from p2pfl.protocol.participant import Found as FoundEvent
-from p2pfl.recipe import PACE, Asked, NetworkRecipe, complaint, recipe_of
+from p2pfl.recipe import PACE, Asked, NetworkRecipe, complaint, recipe_of, standing_settings
 from p2pfl.shell import Outcome, Shell
 from p2pfl.sinks import tee
 from p2pfl.state import State, Stateful
@@ -312,7 +312,7 @@ class Peer:
             self._untold.clear()
             earlier = self._checkpoint.members if self._checkpoint else belonging.met()
             for address in (*self._seeds, *earlier):
-                shell.handle(FoundEvent("", (address,)))
+                shell.handle(FoundEvent("", (address,), address in self._seeds))
             async with asyncio.TaskGroup() as group:  # until the run is over and cancels this
                 group.create_task(
                     belonging.watch(
@@ -353,7 +353,7 @@ class Peer:
     def add_peer(self, address: str) -> None:
         """Propose one more host:port while running."""
         if self._shell is not None:
-            self._shell.handle(FoundEvent("", (address,)))
+            self._shell.handle(FoundEvent("", (address,), True))
 
     def _announced(self) -> tuple[str, ...]:
         """What discovery tells: on all interfaces, it follows their addresses by itself."""
@@ -506,6 +506,7 @@ class Peer:
             vector=vector,
             init=digest_of(vector),
             round=round,
+            standing=standing_settings(settings),
         ), learner
 
     def _initial(self, learner: Learner, recipe: NetworkRecipe) -> tuple[Vector, int]:

@@ -48,6 +48,8 @@ MESSAGE: Mapping[str, str] = {
     "does not read": "It takes in nothing of what it is told: it hangs, or means to fill this peer's memory.",
     "foreign record": "It told of a peer what only that peer may say: a liar, or another version.",
     "bad key": "The new network key that it handed on has another length: another version, or a hostile one.",
+    "bad ban": "It bans itself, or what is no peer's id: another version, or a hostile one.",
+    "too many bans": "It bans more peers than there is room for: a liar; else make a new network.",
     "key change too far ahead": "It claims more changes of the key than there can have been: a liar.",
     "not understood": "A message could not be handled here: a fault of p2pfl, please report it with the log.",
 }

@@ -208,6 +208,18 @@ def recipe_of(settings: Mapping[str, Any]) -> NetworkRecipe:
     return _convert(settings, NetworkRecipe)
 
 
+def standing_settings(settings: Mapping[str, Setting]) -> dict[str, Setting]:
+    """The settings that a network goes by once it has begun: those asked for, and the defaults of all others.
+
+    But for how many peers it took to begin, and for the one of epochs and steps that the other one overrules.
+    """
+    recipe = recipe_of(settings)
+    overruled = "epochs" if recipe.steps else "steps"
+    left_out = {key for key in ("min_peers", overruled) if key not in settings}
+    every = {name: getattr(recipe, name) for name in NetworkRecipe.__struct_fields__ if name not in left_out}
+    return {**every, **settings}
+
+
 def run_recipe_of(settings: Mapping[str, Any]) -> Recipe:
     """The whole recipe of a run, simulated or live, with these settings, and defaults for the rest.
 

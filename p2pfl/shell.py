@@ -178,9 +178,10 @@ class Shell:
             raise failed.exceptions[0] from None
         finally:
             self._close()
-            await asyncio.to_thread(self._worker.shutdown)
+            # The last checkpoint first: training may take long to end, and whoever waits for it may lose patience.
             await asyncio.to_thread(self._saver.shutdown)
             await asyncio.to_thread(self._write_unsaved)
+            await asyncio.to_thread(self._worker.shutdown)
         if self._error is not None:
             raise self._error
         return Outcome(done.round, done.error, dict(self.failures))
@@ -216,6 +217,10 @@ class Shell:
             except Exception as error:  # a sink's, or of ours: it ends the run, but never half of what is to be done
                 self._fail(error)
         self._wake_at(self._core.next_deadline())
+
+    def _fetch_ended(self, fetch: tuple[PeerId, str], task: asyncio.Task[None]) -> None:
+        if self._fetches.get(fetch) is task:  # or it is tried again already
+            del self._fetches[fetch]
 
     def _tick(self) -> None:
         try:
@@ -260,7 +265,7 @@ class Shell:
                 task = self._spawn(self._bodies.fetch(effect))
                 if task is not None:
                     self._fetches[peer, offer.token] = task
-                    task.add_done_callback(lambda _: self._fetches.pop((peer, offer.token), None))
+                    task.add_done_callback(lambda ended: self._fetch_ended((peer, offer.token), ended))
             case Abandon(peer, token):
                 if (peer, token) in self._fetches:
                     self._fetches[peer, token].cancel()

@@ -22,7 +22,7 @@ from p2pfl.protocol.messages import VERSIONS, Hello, Member, Refused, Running, S
 from p2pfl.protocol.participant import Done, Effect, LinkOpened, Prepare, Received, Send, Tick
 from p2pfl.protocol.progress import change_round
 from p2pfl.protocol.records import signed
-from p2pfl.recipe import complaint, recipe_of
+from p2pfl.recipe import complaint, recipe_of, standing_settings
 
 
 def data(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -296,3 +296,53 @@ def test_an_error_before_the_peer_has_begun_ends_its_run() -> None:
     )
     with pytest.raises(ValueError, match="no address"):
         asyncio.run(asyncio.wait_for(peer.run(1), 30))
+
+
+def test_who_comes_later_and_asks_for_another_value_than_a_default_is_told_it() -> None:
+    async def run() -> None:
+        memory, lan = MemoryNetwork(), MemoryLan()
+
+        def peer(name: str, began: asyncio.Event, **asked: Any) -> Peer:
+            def take(event: RunEvent) -> None:
+                if isinstance(event, RoundFinished):
+                    began.set()
+
+            return Peer(
+                name,
+                nn.Linear(3, 1),
+                data(len(name)),
+                data(9),
+                loss=nn.functional.mse_loss,
+                transport=memory.transport(),
+                discovery=lambda found, _: MemoryDiscovery(lan, "home", found),
+                sinks=(take,),
+                **asked,
+            )
+
+        begun = asyncio.Event()
+        first, second = peer("alice", begun, rounds=0), peer("bob", begun)
+        late = peer("carol", asyncio.Event(), lr=0.5)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(first.run())
+            group.create_task(second.run())
+            async with asyncio.timeout(60):
+                await begun.wait()
+            with pytest.raises(RecipeError, match=r"runs with lr=0\.1, you asked for lr=0\.5; leave out --lr"):
+                await late.run()
+            first.stop()
+            second.stop()
+
+    asyncio.run(run())
+
+
+def test_settings_that_stand_are_all_but_those_that_do_not_matter_any_more() -> None:
+    standing = standing_settings({"lr": 0.5})
+    assert standing["lr"] == 0.5
+    assert standing["topology"] == "ring"
+    assert "min_peers" not in standing
+    assert ("epochs" in standing, "steps" in standing) == (True, False)
+    assert ("epochs" in (by_steps := standing_settings({"steps": 3, "min_peers": 4})), by_steps["min_peers"]) == (
+        False,
+        4,
+    )
+    assert recipe_of(standing).fingerprint == recipe_of({"lr": 0.5}).fingerprint

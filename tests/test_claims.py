@@ -101,6 +101,43 @@ def test_of_two_that_clash_both_ends_name_the_same_one(
     one = hello(member(ALICE, "0", left[0]), left[1], "one")
     two = hello(member(ALICE if same_peer else BOB, "0", right[0]), right[1], "two")
     here, there = verdict(two, one), verdict(one, two)
-    assert here is not None
-    assert there is not None
-    assert (here.reason, here.detail, here.mine) == (there.reason, there.detail, not there.mine)
+    if "lobby" in (left[0], right[0]):
+        assert here is not None
+        assert there is not None
+        assert (here.reason, here.detail, here.mine) == (there.reason, there.detail, not there.mine)
+    elif same_peer:  # one cannot be told from the other
+        assert here == there == Clash("duplicate identity", TWICE, mine=False)
+    else:
+        assert here is there is None
+
+
+@given(sides, sides, st.booleans(), st.floats(0, 1e9))
+def test_who_takes_part_gives_way_to_no_hello(
+    left: tuple[State, float], right: tuple[State, float], same_peer: bool, waited_s: float
+) -> None:
+    mine = hello(member(ALICE), left[1], "one")
+    theirs = hello(member(ALICE if same_peer else BOB, "0", right[0]), waited_s, "two")
+    found = verdict(theirs, mine)
+    assert found is None or not found.mine
+
+
+@pytest.mark.parametrize("state", ["lobby", "member", "observer"])
+def test_who_waits_gives_way_to_nobody_of_whom_somebody_here_had_not_heard(state: State) -> None:
+    theirs = hello(member(BOB, "0", state), 1e9)
+    taken = clash(theirs, ALICE, hello(ALICE), None, [])
+    assert taken == Clash("duplicate seat", "part 1 is taken by bob already; choose another --part", mine=True)
+    assert clash(theirs, ALICE, hello(ALICE), None, [], unheard_of=True) is None
+
+
+def test_a_copied_hello_in_the_clear_sends_nobody_away() -> None:
+    theirs = hello(member(ALICE), 1e9, "two")
+    assert clash(theirs, ALICE, hello(ALICE), None, []) == Clash("duplicate identity", TWICE, mine=True)
+    found = clash(theirs, ALICE, hello(ALICE), None, [], proven=False)
+    assert found == Clash("duplicate identity", TWICE, mine=False)
+
+
+def test_waits_beyond_an_hour_are_alike() -> None:
+    long, lie = hello(ALICE, 3600.0), hello(member(BOB, "0", "lobby"), 1e9)
+    found = verdict(lie, long)
+    assert found is not None
+    assert not found.mine  # by their ids

@@ -19,11 +19,12 @@ from torch import nn
 
 from p2pfl import home as kept
 from p2pfl.cli import app
-from p2pfl.cli.peers import NO_ANSWER, NOT_A_PEER, Seen, Status, merged, printable, read_status
+from p2pfl.cli.peers import NO_ANSWER, NOT_A_PEER, Seen, Status, merged, read_status
 from p2pfl.events import Listening, RunEvent
 from p2pfl.network.discovery import Announcement, ignore
 from p2pfl.network.mdns import MdnsDiscovery
 from p2pfl.peer import Peer
+from p2pfl.plain import printable
 
 LOOPBACK = "127.0.0.1"
 STATUS = {"name": "eve", "id": "e" * 52, "network": "n", "round": 3, "state": "training", "extra": [1]}
@@ -325,7 +326,7 @@ def test_status_needs_a_name_and_an_id_alone() -> None:
 
 
 def test_printable_keeps_letters_of_all_scripts() -> None:
-    assert printable("Zoë 李\t\r\n\x00\x9b\u200f!") == "Zoë 李!"
+    assert printable("Zoë 李\t\r\n\x00\x9b\u200f!") == "Zoë 李   !"  # what stood on lines of its own stands on one
 
 
 def test_merged_lists_who_answered_once_and_first() -> None:

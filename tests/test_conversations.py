@@ -77,6 +77,26 @@ def test_other_end_that_reads_nothing_is_closed_and_not_buffered_for_ever() -> N
     run(work())
 
 
+def test_two_connections_of_one_peer_may_say_no_more_than_one() -> None:
+    async def work() -> None:
+        scene = Scene(Bounds(per_s=1.0, burst=50.0))
+        links = [Link(), Link(), Link(proven="b" * 52)]
+        for link in links:
+            for number in range(30):
+                link.inbox.put_nowait(encode(Ping(number)))
+            link.inbox.put_nowait(b"")
+            await scene.converse(link)
+        assert [link.closed for link in links] == [
+            "closed by the other end",
+            "too many messages",
+            "closed by the other end",
+        ]
+        heard = [sum(isinstance(e, Received) and e.link == number for e in scene.events) for number in (1, 2, 3)]
+        assert heard == [30, 20, 30]
+
+    run(work())
+
+
 def test_flooder_is_closed_after_its_burst_and_was_heard_until_then() -> None:
     async def work() -> None:
         scene, link = Scene(Bounds(per_s=1.0, burst=50.0)), Link()

@@ -1,5 +1,6 @@
 """Faults of membership, in virtual time: each test first proves its fault, then the promise."""
 
+from collections import Counter
 from itertools import pairwise
 
 import msgspec
@@ -7,7 +8,7 @@ import pytest
 from virtual import Network, Node, identity, network, pairs
 
 from p2pfl.events import PeerGone, Refusal, RoundFinished, RoundsSkipped, ViewTaken
-from p2pfl.protocol.messages import Hello, Member, Update
+from p2pfl.protocol.messages import Hello, Member, Refused, Update
 from p2pfl.protocol.participant import Dial, Found
 from p2pfl.protocol.records import signed
 
@@ -223,6 +224,42 @@ def test_an_address_that_points_at_a_third_party_costs_it_one_dial_a_peer_and_no
     assert third.core.members == (third.core._table.me,)
 
 
+@pytest.mark.fault(38)
+def test_a_member_that_points_at_a_third_party_and_goes_sends_nobody_there_for_long_nor_with_data() -> None:
+    net = network(4, rounds=0)
+    third = net.add(77, network="elsewhere", meets="nobody")
+    net.run_to_round(3, *net.nodes[:4])
+    moved = msgspec.structs.replace(net[3].core._table.me, addresses=(third.address,), incarnation=9)
+    for node in net.nodes[:3]:
+        net.tell(net[3], node, Update((signed(moved, "test", net[3].identity),)))
+    net.run(until=net.now + 0.015)
+    assert {m.peer: m.addresses for m in net[0].core.members}[net[3].peer] == (third.address,)
+    dials: list[tuple[str, str]] = []
+    for node in net.nodes[:3]:
+        watch(net, node, third, dials)
+    told: list[object] = []
+
+    def note(sender: Node, receiver: Node, message: object) -> object:
+        if receiver is third and not isinstance(message, Hello | Refused):
+            told.append(message)
+        return message
+
+    net.tamper.append(note)  # type: ignore[arg-type]
+    net.kill(net[3])
+    began = net.now
+    net.run(until=began + 60.0)
+    first = Counter(name for name, _ in dials)
+    assert set(first) == {"n0", "n1", "n2"}  # it has happened: it is where they look for who is gone
+    assert all(count <= 30 for count in first.values())  # once in two or three seconds, or less
+    assert all(node.state_of(net[3]) == "dead" for node in net.nodes[:3])
+    assert {refused.reason for node in net.nodes[:3] for refused in node.of(Refusal)} <= {
+        "wrong peer id",
+        "other network",
+    }
+    assert third.core.members == (third.core._table.me,)
+    assert told == []  # beyond the first word
+
+
 def watch(net: Network, node: Node, third: Node, dials: list[tuple[str, str]]) -> None:
     """Note whom a node dials where the third party is."""
     carry_out = node.core.handle
@@ -251,8 +288,32 @@ def test_a_hello_in_anothers_name_is_refused_and_counted() -> None:
     [refused] = {r.reason for r in net[0].of(Refusal)}
     assert refused == "wrong peer id"
     assert net[0].of(Refusal)[0].other == liar.peer
-    assert dead(net) == []
+    assert [name for judge, name in dead(net) if judge != liar.name] == []
     assert net[0].state_of(liar) == ""
+
+
+@pytest.mark.fault(12)
+def test_who_advertises_the_name_of_connected_ones_does_not_come_between_them() -> None:
+    net = network(2, rounds=0, max_wait_s=30.0)
+    liar = net.add(3, meets="nobody", asked={})
+    net.run_to_round(3, net[0], net[1])
+    until = net.now + 30.0
+
+    def lie() -> None:
+        net.feed(net[0], Found(net[1].peer, (liar.address,)))
+        net.feed(net[1], Found(net[0].peer, (liar.address,)))
+        if net.now < until:
+            net.at(net.now + 0.5, lie)
+
+    lie()
+    net.run(until=net.now + 5.0)
+    for end in list(net[0].ends.values()):
+        net._end_link(end)
+    net.run(until=until + 20.0)
+    assert dead(net) == []
+    assert net[0].core._links.reachable(net[1].peer)
+    assert net[0].of(RoundFinished)[-1].missing == net[1].of(RoundFinished)[-1].missing == 0
+    assert all(member.peer != liar.peer for member in net[0].core.members)
 
 
 @pytest.mark.fault(12)

@@ -5,10 +5,12 @@ import pytest
 from virtual import Network, Node, identity, network
 
 from p2pfl.events import PeerGone, Refusal, ViewTaken
+from p2pfl.identity import verifies
 from p2pfl.network_key import KeyRing, NetworkKey
-from p2pfl.protocol.messages import KeyChange, Message, Offer, Status
+from p2pfl.protocol import records
+from p2pfl.protocol.messages import KeyChange, Member, Message, Offer, Status, Update
 from p2pfl.protocol.participant import Found, KeyChosen
-from p2pfl.protocol.rekeying import change
+from p2pfl.protocol.rekeying import PAUSE_S, change
 
 RING = KeyRing(NetworkKey("test", b"k" * 32))
 
@@ -118,3 +120,88 @@ def test_an_offer_said_twice_counts_once() -> None:
     net.run()
     assert (0, net[1].peer, "replayed") in net[0].rejected()
     assert all(node.rounds() == [0, 1, 2, 3] for node in net.nodes)
+
+
+def test_of_a_message_full_of_bad_signatures_one_is_looked_at_and_it_costs_the_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = network(3, rounds=0)
+    net.run_to_round(2)
+    liar = net[1].identity
+    looked_at: list[bytes] = []
+
+    def counted(key: bytes, data: bytes, signature: bytes) -> bool:
+        looked_at.append(signature)
+        return verifies(key, data, signature)
+
+    monkeypatch.setattr(records, "verifies", counted)
+    forged = tuple(
+        Member(liar.peer, "s", "n", incarnation=number, key=liar.public, signature=bytes([number % 256]) * 64)
+        for number in range(512)
+    )
+    link = net[0].core._links.link_of(net[1].peer)
+    net.tell(net[1], net[0], Update(forged))
+    net.run(until=net.now + 0.1)
+    assert looked_at == [bytes(64)]
+    assert net[0].core._links.link_of(net[1].peer) != link
+    assert {refused.reason for refused in net[0].of(Refusal)} == {"bad signature"}
+
+
+def ban_and_evil(net: Network) -> tuple[KeyChange, KeyChange]:
+    """A ban of the last peer, and the key that it made beforehand."""
+    evil = change(net[3].identity, KeyRing(NetworkKey("test", b"E" * 32), 900))
+    return rotation(net, net[0], (net[3],)), evil
+
+
+@pytest.mark.fault(39)
+@pytest.mark.parametrize("relay", [1, 3])
+def test_no_key_of_the_banned_is_taken_over_whatever_link(relay: int) -> None:
+    net = network(4, rounds=0)
+    net.run_to_round(2)
+    ban, evil = ban_and_evil(net)
+    net.feed(net[0], KeyChosen(ban))
+    net.tell(net[relay], net[0], evil)
+    net.tell(net[relay], net[2], evil)
+    net.run(until=net.now + 10.0)
+    assert [node.rekeys[-1].change for node in net.nodes[:3]] == [ban] * 3
+    assert [effect.change for effect in net[0].rekeys] == [ban]
+
+
+@pytest.mark.fault(39)
+def test_a_ban_takes_back_a_network_that_the_banned_has_rekeyed_before() -> None:
+    net = network(4, rounds=0)
+    net.run_to_round(2)
+    ban, evil = ban_and_evil(net)
+    net.feed(net[3], KeyChosen(evil))
+    net.run(until=net.now + 1.0)
+    assert [node.rekeys[-1].change for node in net.nodes] == [evil] * 4  # it was a member
+    net.feed(net[0], KeyChosen(ban))
+    net.run(until=net.now + 10.0)
+    assert [node.rekeys[-1].change for node in net.nodes] == [ban, ban, ban, evil]
+
+
+def test_bans_at_once_in_two_places_leave_one_key_that_neither_of_the_banned_has() -> None:
+    net = network(6, rounds=0)
+    net.run_to_round(2)
+    rings = [RING.rotated(NetworkKey("test", bytes([number]) * 32), (net[number].peer,)) for number in (4, 5)]
+    for node, ring in zip(net.nodes, rings, strict=False):
+        net.feed(node, KeyChosen(change(node.identity, ring)))
+    net.run(until=net.now + 20.0)
+    last = [node.rekeys[-1].change for node in net.nodes[:4]]
+    assert len({(one.key, one.epoch, one.banned) for one in last}) == 1
+    assert set(last[0].banned) == {net[4].peer, net[5].peer}
+    told = {effect.change.key for node in net.nodes[4:] for effect in node.rekeys}
+    assert last[0].key not in told | {ring.key.secret for ring in rings}
+
+
+def test_a_member_that_changes_the_key_without_end_is_followed_now_and_then() -> None:
+    net = network(3, rounds=0)
+    net.run_to_round(2)
+    began = net.now
+    for number in range(200):
+        ring = KeyRing(NetworkKey("test", number.to_bytes(32, "big")), number + 1)
+        net.tell(net[2], net[0], change(net[2].identity, ring))
+        net.run(until=began + number * 0.1)
+    net.run(until=net.now + 6.0)
+    assert net[0].rekeys[-1].change.epoch == 200
+    assert len(net[0].rekeys) <= 2 + (net.now - began) / PAUSE_S

@@ -5,11 +5,14 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from threading import Timer
+from typing import Any
 
 import pytest
 
 from p2pfl import home as kept
 from p2pfl.errors import UsageError
+from p2pfl.file_lock import FileLock
 from p2pfl.home import Known, RingWatch
 from p2pfl.identity import Identity
 from p2pfl.network_key import KeyRing, NetworkKey
@@ -125,16 +128,44 @@ def test_a_ring_is_kept_with_its_former_keys_and_bans() -> None:
     ring = KeyRing(key(2), 7, (key(1), key(0)), frozenset({EVE}))
     kept.store_ring(ring)
     assert kept.ring_of("home") == ring
-    assert kept.key_path("home").read_text() == key(2).token + "\n"
+    assert kept.key_path("home").read_text() == ring.token + "\n"
     kept.store_ring(ring.without_former())
     assert kept.ring_of("home") == KeyRing(key(2), 7, (), frozenset({EVE}))
 
 
 def test_of_two_processes_that_store_a_ring_the_later_ring_stands() -> None:
-    newer, older = KeyRing(key(3), 2), KeyRing(key(2), 1, (), frozenset({EVE}))
+    newer, older = KeyRing(key(3), 2, (key(1),)), KeyRing(key(2), 1)
     kept.store_ring(newer)
-    assert kept.store_ring(older) == KeyRing(key(3), 2, (), frozenset({EVE}))
-    assert kept.ring_of("home") == KeyRing(key(3), 2, (), frozenset({EVE}))
+    assert kept.store_ring(older) == newer == kept.ring_of("home")
+
+
+def test_a_ban_that_is_stored_outranks_a_key_that_the_banned_was_handed() -> None:
+    newer, ban = KeyRing(key(3), 2, (key(1),)), KeyRing(key(2), 1, (), frozenset({EVE}))
+    kept.store_ring(newer)
+    assert kept.store_ring(ban) == ban == kept.ring_of("home")
+
+
+def test_a_key_that_was_retired_does_not_come_back() -> None:
+    ring = KeyRing(key(2), 2, (key(1),))
+    kept.store_ring(ring)
+    kept.store_ring(ring.without_former())
+    assert kept.store_ring(ring).former == ()
+
+
+def test_who_joins_knows_how_often_the_key_was_changed() -> None:
+    ring = kept.create_network("home").rotated(key(2)).rotated(key(3))
+    assert kept.store_ring(ring).epoch == 2
+    token = kept.key_path("home").read_text()
+    kept.remove_network("home")
+    assert kept.join_network(token) == KeyRing(key(3), 2)
+
+
+def test_an_older_key_does_not_replace_a_newer_one() -> None:
+    newer = KeyRing(key(3), 2)
+    kept.store_ring(newer)
+    with pytest.raises(UsageError, match="this is key number 1 of network 'home', and number 2 is here: take the file"):
+        kept.join_network(KeyRing(key(2), 1).token, replace=True)
+    assert kept.ring_of("home") == newer
 
 
 def test_a_running_peer_notices_another_ring() -> None:
@@ -179,6 +210,38 @@ def test_files_that_others_can_read_are_told_with_the_mend(home: Path) -> None:
     path.chmod(0o640)
     told = f"{path} can be read by other users of this machine; mend it by: chmod 600 {path}"
     assert kept.exposed("home") == [told]
+
+
+def test_folders_that_others_can_write_to_are_told_with_the_mend(home: Path) -> None:
+    kept.create_network("home")
+    home.chmod(0o777)
+    told = (
+        f"other users of this machine can put their own files into {home}; mend it by: chmod 700 {home} (as its owner)"
+    )
+    assert kept.exposed("home") == [told]
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_lock_that_leads_to_another_file_is_refused_and_the_file_stays(link: Any, home: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("all I have")
+    kept.create_network("home")
+    folder = home / "networks" / "home" / "identities"
+    folder.mkdir(mode=0o700)
+    link(precious, folder / ".alice.json.lock")
+    with pytest.raises(UsageError, match=r"\.alice\.json\.lock cannot be written to"):
+        kept.hold("home", "alice")
+    assert precious.read_text() == "all I have"
+
+
+def test_a_look_at_who_runs_makes_nobody_another_peer(home: Path) -> None:
+    kept.hold("home", "alice").release()
+    path = home / "networks" / "home" / "identities" / ".alice.json.lock"
+    look = FileLock(path)
+    assert look.take()
+    Timer(0.03, look.release).start()
+    with kept.hold("home", "alice") as held:
+        assert held.path.name == "alice.json"
 
 
 def test_a_removed_network_leaves_nothing(home: Path) -> None:

@@ -62,7 +62,7 @@ def test_three_hosts_train_together_by_mdns_alone(live: Live) -> None:
             assert summary["accuracy"]["mean"] > 0.5
             events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
             (listening,) = [one for one in events if one["event"] == "Listening"]
-            assert listening["addresses"] == [f"{host.address}:7470"]
+            assert listening["addresses"][0] == f"{host.address}:7470"  # of IPv6 there may be one, too
             others = {one["name"] for one in events if one["event"] == "PeerJoined"}
             assert others == set(names) - {command.name}
             with (folder / "metrics.csv").open() as file:

@@ -16,6 +16,7 @@ import pytest
 from live import LOOPBACK, SLACK, Live, Running
 
 from p2pfl import home as kept
+from p2pfl.belonging import Belonging
 from p2pfl.cli import app
 from p2pfl.errors import Unreachable
 from p2pfl.identity import Identity
@@ -247,3 +248,23 @@ def test_secrets_are_in_no_file_of_the_run_no_output_and_no_argument(
     # They are where they belong, so that the search can find them.
     assert any(form in kept.key_path(live.network).read_bytes() for form in forms)
     assert any(form in (kept.folder_of(live.network) / "identities" / "a.json").read_bytes() for form in forms)
+
+
+def test_more_bans_than_can_be_told_stop_no_peer_from_starting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("P2PFL_HOME", str(tmp_path))
+    ids = frozenset(Identity(number.to_bytes(2, "big") * 16).peer for number in range(300))
+    kept.store_ring(KeyRing(NetworkKey("home", bytes(32)), 1, (), ids))
+    warned: list[str] = []
+
+    async def starts() -> None:
+        belonging = Belonging("home", "a", key=None, identity=None, encrypted=True, at_home=True, warn=warned.append)
+        watching = asyncio.create_task(belonging.watch(lambda change: None, lambda: ()))
+        done, _ = await asyncio.wait({watching}, timeout=0.1)
+        assert not done
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        belonging.release()
+
+    asyncio.run(starts())
+    assert len(warned) == 1
+    assert "300 peers are banned, more than 256: make a new network" in warned[0]

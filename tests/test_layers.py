@@ -16,6 +16,7 @@ LAYERS = {
     "events": 0,
     "spelling": 0,
     "reasons": 0,
+    "plain": 0,
     "keys": 1,
     "identity": 1,
     "network_key": 1,

@@ -1,7 +1,9 @@
 """Budgets: slots and rates, as values and as a transport keeps them."""
 
 import asyncio
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import given
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 from test_http_faults import GET, STATUS, Raw, Wire, refused
 from test_transport import hosts, run
 
-from p2pfl.network.limits import Limits, Rate, Slots
+from p2pfl.network.discovery import split_address
+from p2pfl.network.limits import Limits, Rate, Slots, site_of
 from p2pfl.network.transport import PIECE_BYTES, Body, body_of
 
 
@@ -62,6 +65,60 @@ def test_rate_remembers_no_more_hosts_than_it_may() -> None:
     for number in range(5000):
         rate.admits(str(number), 0.0)
     assert rate.admits("first", 0.0)  # forgotten
+
+
+@pytest.mark.parametrize(
+    ("host", "site"),
+    [
+        ("192.168.1.20", "192.168.1.20"),
+        ("fe80::1:2%eth0", "fe80::/64"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff::1", "2001:db8:1:2::/64"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("", ""),
+    ],
+)
+def test_addresses_that_one_machine_can_take_count_as_one(host: str, site: str) -> None:
+    assert site_of(host) == site
+
+
+@pytest.mark.fault(27)
+def test_hosts_that_begin_handshakes_and_stall_do_not_keep_others_out() -> None:
+    """Twenty addresses of one machine, as many connections from each as a host may have in handshakes."""
+
+    async def scene() -> None:
+        loop, wire = asyncio.get_running_loop(), Wire(secure=True)
+        async with hosts(wire.http(Limits(idle_s=30)), 1) as (host,):
+            with ExitStack() as stack:
+                for number in range(160):
+                    end = stack.enter_context(socket.socket())
+                    end.setblocking(False)
+                    end.bind((f"127.0.1.{number % 20 + 1}", 0))
+                    await loop.sock_connect(end, split_address(host.address))
+                    await loop.sock_sendall(end, b"\x16\x03\x01\x02\x00")
+                assert host.turned == []  # they are all there, and wait
+                await wire.lives(host)
+
+    run(scene())
+
+
+@pytest.mark.fault(27)
+def test_who_holds_most_makes_room_for_a_newcomer() -> None:
+    async def scene() -> None:
+        loop, wire = asyncio.get_running_loop(), Wire(secure=True)
+        limits = Limits(idle_s=30, max_connections=10)
+        async with hosts(wire.http(limits), 1) as (host,):
+            with ExitStack() as stack:
+                for number in range(10):
+                    end = stack.enter_context(socket.socket())
+                    end.setblocking(False)
+                    end.bind((f"127.0.1.{number % 2 + 1}", 0))
+                    await loop.sock_connect(end, split_address(host.address))
+                await wire.lives(host)
+                assert await host.has_turned(1) == ["too many connections"]
+                assert host.turned[0].remote == "127.0.1.1"
+
+    run(scene())
 
 
 def test_fetch_without_a_slot_comes_again_until_there_is_one(wire: Wire) -> None:

@@ -7,6 +7,7 @@ import secrets
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +16,8 @@ from p2pfl.errors import UsageError
 from p2pfl.events import Listening, PeerGone, Refusal, RunEvent, ShareRejected, Warned
 from p2pfl.identity import Identity
 from p2pfl.network_key import NetworkKey
-from p2pfl.telemetry.logs import LOGGER, STRUCK, JsonLines, Repeats, log_refusals, logged, without_secrets
+from p2pfl.telemetry.logs import LOGGER, STRUCK, JsonLines, log_refusals, logged, without_secrets
+from p2pfl.telemetry.repeats import Refusals, Repeats, place_of
 
 ME = "a" * 52
 NO_TLS = Refusal(
@@ -43,6 +45,61 @@ def test_the_memory_for_repeats_is_bounded() -> None:
         assert repeats.count(key) == 1
     assert [repeats.count(key) for key in "bcd"] == [None, None, None]
     assert repeats.count("a") == 1  # forgotten, as the one not seen for longest
+
+
+def test_what_goes_on_is_told_once_a_minute() -> None:
+    now = 0.0
+    repeats = Repeats(clock=lambda: now)
+    told = []
+    for second in range(200):
+        now = float(second)
+        told.append(repeats.count("x"))
+    assert [(second, times) for second, times in enumerate(told) if times] == [
+        (0, 1),
+        (9, 10),
+        (69, 70),
+        (99, 100),
+        (159, 160),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("remote", "place"),
+    [
+        ("10.0.0.9:4242", "10.0.0.9"),
+        ("[2001:db8:1:2:3:4:5:6]:4242", "2001:db8:1:2::/64"),
+        ("[fe80::1%eth0]:4242", "fe80::/64"),
+        ("some.host:1", "some.host"),
+        ("", ""),
+    ],
+)
+def test_a_place_is_a_host_or_the_net_that_a_host_has_to_itself(remote: str, place: str) -> None:
+    assert place_of(remote) == place
+
+
+def test_however_many_addresses_a_flood_has_it_is_few_lines() -> None:
+    refusals = Refusals(clock=lambda: 0.0)
+
+    def flood(remotes: list[str]) -> int:
+        return sum(refusals.count(msgspec.structs.replace(NO_TLS, remote=remote)) is not None for remote in remotes)
+
+    assert flood([f"[2001:db8::{number:x}]:1" for number in range(5000)]) == 4  # of one net: 1, 10, 100, 1000
+    assert flood([f"[2001:db8:0:{number + 1:x}::1]:1" for number in range(5000)]) == 15 + 1 + 3
+    assert refusals.count(msgspec.structs.replace(NO_TLS, reason="old TLS")) == 1  # another kind is told at once
+
+
+def test_names_of_others_forge_no_line_and_steer_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "eve\n20:00:00 info all is well\x1b[2J\x9b1m"
+    with logged("-", True, fail) as sinks:
+        for sink in sinks:
+            sink(PeerGone(peer=ME, other="d" * 52, name=name, reason="dead"))
+        logging.getLogger("p2pfl.shell").warning("heard of %s", name)
+    err = capsys.readouterr().err
+    assert not {"\x1b", "\x9b"} & set(err)
+    lines = err.splitlines()
+    assert "eve 20:00:00 info all is well[2J1m" in err
+    assert [line for line in lines if line.startswith("20:00:00 info all")] == []
+    assert sum(line.startswith("  20:00:00 info all is well") for line in lines) == 1
 
 
 def test_a_refusal_is_logged_with_reason_and_where_it_came_from(caplog: pytest.LogCaptureFixture) -> None:

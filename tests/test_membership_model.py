@@ -1,6 +1,7 @@
 """Membership against an executable reference: what peers hold, and what follows from every claim ever made."""
 
 import msgspec
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -116,3 +117,4 @@ class Membership(RuleBasedStateMachine):
 
 Membership.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestMembership = Membership.TestCase
+TestMembership.pytestmark = [pytest.mark.fault(18)]

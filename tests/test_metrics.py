@@ -6,7 +6,9 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -243,6 +245,28 @@ def test_somebody_who_says_nothing_does_not_silence_the_listener(metrics: Metric
             silent.sendall(b"GET /metr")
             with urlopen(f"http://{address}/metrics", timeout=10 * SLACK) as answer:
                 assert answer.status == 200
+
+
+def test_a_crowd_that_drips_does_not_silence_the_listener_and_is_cut_at_the_deadline(metrics: Metrics) -> None:
+    with shown(metrics.registry, "127.0.0.1", 0) as address, ExitStack() as stack:
+        host, _, port = address.rpartition(":")
+        crowd = [stack.enter_context(socket.create_connection((host, int(port)), timeout=5 * SLACK)) for _ in range(20)]
+        for end in crowd:
+            end.sendall(b"GET /metr")
+        began = time.monotonic()
+        with urlopen(f"http://{address}/metrics", timeout=1 * SLACK) as answer:
+            assert answer.status == 200
+        last = crowd[-1]
+        last.settimeout(0.2)  # between its drops: each piece comes in time, the whole never does
+        while True:
+            assert time.monotonic() - began < 4 * SLACK
+            with suppress(TimeoutError):
+                try:
+                    last.sendall(b"i")
+                    if last.recv(1) == b"":
+                        break
+                except ConnectionError:
+                    break
 
 
 def test_without_a_host_other_machines_get_nothing(metrics: Metrics) -> None:

@@ -79,5 +79,24 @@ def test_rotation_honors_the_last_key_until_it_is_dropped() -> None:
     ring = KeyRing(KEY).rotated(second, ["mallory"])
     assert (ring.key, ring.epoch, ring.former, ring.banned) == (second, 1, (KEY,), {"mallory"})
     assert ring.keys == (second, KEY)
+    assert ring.rotated(KEY).keys == (KEY, second)
     assert ring.without_former().keys == (second,)
     assert ring.without_former().rank == ring.rank > KeyRing(KEY).rank
+
+
+def test_a_token_tells_the_number_of_the_key_and_a_slip_in_it_is_noticed() -> None:
+    assert KeyRing(KEY).token == KEY.token
+    token = KeyRing(KEY, 12).token
+    assert token.endswith(".12")
+    assert KeyRing.of_token(f" {token}\n") == KeyRing(KEY, 12)
+    assert NetworkKey.of_token(token) == KEY
+    for wrong in (token[:-1], token[:-3], f"{token}3", KEY.token + ".12", KEY.token + ".9999999999999"):
+        with pytest.raises(UsageError, match="mistyped"):
+            KeyRing.of_token(wrong)
+
+
+def test_former_keys_are_honored_for_a_few_changes() -> None:
+    ring = KeyRing(KEY)
+    for number in range(1, 7):
+        ring = ring.rotated(NetworkKey("home", bytes([number]) * 32))
+    assert [key.secret[0] for key in ring.keys] == [6, 5, 4, 3, 2]

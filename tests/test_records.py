@@ -4,7 +4,7 @@ from virtual import identity
 
 from p2pfl.errors import ProtocolError
 from p2pfl.protocol.messages import Member
-from p2pfl.protocol.records import Verified, signed
+from p2pfl.protocol.records import Patience, Verified, signed
 
 ANN, BOB = identity(0), identity(1)
 RECORD = signed(Member(ANN.peer, "0", "ann", ("h:1",), 3), "home", ANN)
@@ -69,3 +69,15 @@ def test_a_record_that_was_verified_once_is_still_checked_for_what_it_says() -> 
         verified.check(RECORD)
         with pytest.raises(ProtocolError):
             verified.check(changed(incarnation=4))
+
+
+def test_a_teller_has_a_thousand_new_records_verified_at_once_and_two_hundred_a_second() -> None:
+    patience = Patience()
+    assert sum(patience.takes("liar", 10.0) for _ in range(5000)) == 1024
+    assert sum(patience.takes("liar", 11.0) for _ in range(5000)) == 200
+    assert patience.takes("other", 11.0)
+    verified = Verified("home")
+    assert not verified.knows(RECORD)
+    verified.check(RECORD)
+    assert verified.knows(changed(state="dead"))
+    assert not verified.knows(changed(incarnation=4))

@@ -5,7 +5,7 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -19,6 +19,7 @@ from p2pfl.errors import DataError, RecipeError
 from p2pfl.events import (
     Finished,
     Listening,
+    Refusal,
     RoundFinished,
     RunEvent,
     ShareReceived,
@@ -166,6 +167,13 @@ def test_a_run_that_never_began_leaves_no_files(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_flood_of_refusals_is_few_lines_with_their_counts(tmp_path: Path) -> None:
+    flood = (Refusal(peer="a", what="connection", reason="no TLS", remote=f"10.0.0.9:{n}") for n in range(1000))
+    written(tmp_path, STARTED, *flood)
+    events = p2pfl.load_run(tmp_path).events
+    assert [event.times for event in events if isinstance(event, Refusal)] == [1, 10, 100, 1000]
+
+
 def test_a_resumed_run_that_never_begins_keeps_its_files(tmp_path: Path) -> None:
     written(tmp_path, *EVENTS)
     written(tmp_path, listening("a", "alice"))
@@ -288,9 +296,12 @@ def test_a_network_goes_on_when_its_disk_is_full(tmp_path: Path) -> None:
     def sink(event: RunEvent) -> None:
         if isinstance(event, Warned):
             warnings.append(event.text)
+        elif isinstance(event, Started) and not full:  # before, a peer that cannot keep its identity does not start
+            full.append(disk.enter_context(limited_to(60)))
 
+    full: list[None] = []
     network = LocalNetwork(topology="ring", steps=1, sinks=(sink,))
-    with limited_to(60):
+    with ExitStack() as disk:
         for name in ("alice", "bob"):
             examples = (torch.ones(4, 2), torch.zeros(4, dtype=torch.int64))
             network.add(name, nn.Linear(2, 2), examples, examples, out=tmp_path, device="cpu")

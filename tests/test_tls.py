@@ -6,6 +6,8 @@ import os
 import socket
 import ssl
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -461,3 +463,32 @@ def test_certificate_over_a_key_that_no_peer_can_have_is_foreign() -> None:
             writer.close()
 
     run(scene())
+
+
+def test_a_name_that_is_no_ascii_prints_nothing_and_is_refused() -> None:
+    """In a process of its own: CPython writes past every log, straight to stderr."""
+    program = """
+import ssl
+from p2pfl.identity import Identity
+from p2pfl.network.tls import Credentials
+from p2pfl.network_key import KeyRing, NetworkKey
+
+door = Credentials(Identity(bytes(32)), KeyRing(NetworkKey("home", bytes(32)))).server_context
+plain = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+plain.check_hostname, plain.verify_mode = False, ssl.CERT_NONE
+out = ssl.MemoryBIO()
+try:
+    plain.wrap_bio(ssl.MemoryBIO(), out, server_hostname="abcdefgh").do_handshake()
+except ssl.SSLWantReadError:
+    pass
+come = ssl.MemoryBIO()
+come.write(out.read().replace(b"abcdefgh", b"\\xff\\xfe\\x1b]0;\\x07x"))
+try:
+    door.wrap_bio(come, ssl.MemoryBIO(), server_side=True).do_handshake()
+except ssl.SSLWantReadError:
+    raise
+except ssl.SSLError as error:
+    print(error.reason)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "CALLBACK_FAILED\n", "")

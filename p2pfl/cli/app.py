@@ -23,6 +23,7 @@ from p2pfl.cli import (
     topology,
 )
 from p2pfl.errors import P2pflError
+from p2pfl.plain import printable_lines
 
 app = typer.Typer(
     name="p2pfl",
@@ -72,7 +73,7 @@ def main() -> None:
     except P2pflError as error:
         if debug:
             raise
-        typer.echo(f"p2pfl: {error}", err=True)
+        typer.echo(printable_lines(f"p2pfl: {error}"), err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

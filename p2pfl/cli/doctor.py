@@ -73,7 +73,7 @@ def _facts(seen: Any) -> dict[str, Any]:
 
 def _print(seen: Any, console: Console) -> None:
     """Interfaces, peers, findings; what others have said is shown without what could steer a terminal."""
-    from p2pfl.cli.peers import printable
+    from p2pfl.plain import printable
 
     table = _table("interface", "state", "addresses", "own announcement", "machines heard", "peers heard")
     for nic in seen.nics:

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from p2pfl.cli import options
-from p2pfl.cli.peers import printable
 from p2pfl.errors import ModelError, UsageError
+from p2pfl.plain import printable
 
 if TYPE_CHECKING:
     import torch

@@ -41,14 +41,14 @@ def create(name: Name, json: options.Json = False) -> None:
     ring = create_network(name)
     path = key_path(name)
     if json:
-        print_json({"name": name, "token": ring.key.token, "file": str(path), "tag": ring.key.tag})
+        print_json({"name": name, "token": ring.token, "file": str(path), "tag": ring.key.tag})
         return
     console = options.console(False)
     _say(console, f"Network {name!r} is made. Whoever holds its key is a member. The key is in")
     _say(console, f"  {path}")
     if sys.stdout.isatty():
         _say(console, "and, to type at a prompt:")
-        _say(console, f"  {ring.key.token}")
+        _say(console, f"  {ring.token}")
     else:
         _say(console, f"and is shown, to type at a prompt, in a terminal by:  p2pfl network token {name}")
     _say(console, "Here:")
@@ -117,9 +117,9 @@ def token(name: Name, json: options.Json = False) -> None:
 
     ring = named_ring(name)
     if json:
-        print_json({"name": name, "token": ring.key.token, "file": str(key_path(name)), "tag": ring.key.tag})
+        print_json({"name": name, "token": ring.token, "file": str(key_path(name)), "tag": ring.key.tag})
     elif sys.stdout.isatty():
-        typer.echo(ring.key.token)
+        typer.echo(ring.token)
     else:
         raise UsageError(f"a token is shown in a terminal alone, or by --json; or copy the file {key_path(name)}")
 

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from p2pfl.cli import options
 from p2pfl.errors import Unreachable, UsageError
+from p2pfl.plain import printable
 
 if TYPE_CHECKING:
     from p2pfl.network.discovery import Candidate
@@ -113,11 +114,6 @@ def read_status(data: bytes) -> Status | None:
         round=status.round,
         state=printable(status.state),
     )
-
-
-def printable(text: str) -> str:
-    """Foreign text without what could steer a terminal: control characters, line ends, changes of direction."""
-    return "".join(character for character in text if character.isprintable())
 
 
 def merged(seen: Sequence[Seen]) -> list[Seen]:

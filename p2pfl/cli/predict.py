@@ -13,8 +13,8 @@ from rich.text import Text
 
 from p2pfl.cli import options
 from p2pfl.cli.evaluate import ModelFile, OwnModel, open_model, outputs_of
-from p2pfl.cli.peers import printable
 from p2pfl.errors import DataError, ModelError, UsageError
+from p2pfl.plain import printable
 
 if TYPE_CHECKING:
     import numpy as np

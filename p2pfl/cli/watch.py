@@ -26,6 +26,7 @@ from p2pfl.events import (
     ViewTaken,
     Warned,
 )
+from p2pfl.plain import printable
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Watch:
 
     def say(self, text: str, wrap: bool = True) -> None:
         """A line above the table; what is to be copied is not wrapped."""
-        self._console.print(Text(text), soft_wrap=not wrap)
+        self._console.print(Text(printable(text)), soft_wrap=not wrap)
 
     def take(self, name: str, event: RunEvent) -> None:
         """Take in an event of the peer of that name."""

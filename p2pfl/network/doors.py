@@ -11,12 +11,13 @@ import os
 import socket
 import ssl
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import cast
 
-from p2pfl.network.limits import Limits, Slots
+from p2pfl.network.limits import Limits, Slots, site_of
 from p2pfl.network.tls import Credentials, peer_of
 from p2pfl.network.transport import Turned
 from p2pfl.types import PeerId
@@ -24,6 +25,9 @@ from p2pfl.types import PeerId
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 _HANDSHAKE = 0x16  # the first byte of every TLS connection
 _SPEAK_TLS = b"\x15\x03\x03\x00\x02\x02\x46"  # the alert "protocol version", for who sent something else
+_RECORD_HEAD = 5  # bytes of a TLS record: its kind, the version, and its length
+_LONGEST_RECORD = 1 << 14
+_BETWEEN_PEEKS_S = 0.02  # at a hello that comes in pieces
 _SPARE = 16  # descriptors left for files and for going to others
 _SHUTDOWN_S = 0.25  # for the other end's parting word on an encrypted connection
 _NO_DESCRIPTORS = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -110,7 +114,7 @@ class Doors:
             else:
                 task = asyncio.create_task(self._admit(newcomer, host))
                 self._coming[task] = host
-                task.add_done_callback(self._coming.pop)
+                task.add_done_callback(lambda task: self._coming.pop(task, None))
             await asyncio.sleep(0)  # accepting a flood does not wait, and would let nobody else run
 
     def _no_room_for(self, newcomer: socket.socket, host: str) -> str:
@@ -118,9 +122,25 @@ class Doors:
         if newcomer.fileno() > self._highest:
             return "no descriptors"
         inside = [visitor.host for visitor in self.visitors.values() if not visitor.transport.is_closing()]
-        hosts = inside + list(self._coming.values())
-        within = len(hosts) < self._limits.max_connections and hosts.count(host) < self._limits.max_connections_per_host
+        sites = [site_of(one) for one in (*inside, *self._coming.values())]
+        site = site_of(host)
+        within = sites.count(site) < self._limits.max_connections_per_host
+        within = within and (len(sites) < self._limits.max_connections or self._makes_room(site))
         return "" if within else "too many connections"
+
+    def _makes_room(self, site: str) -> bool:
+        """Turn away the oldest that has not come in yet, of who has most of them, for one who has fewer."""
+        coming = Counter(map(site_of, self._coming.values()))
+        if not coming:
+            return False
+        largest, most = coming.most_common(1)[0]
+        if most <= coming[site] + 1:
+            return False
+        oldest, host = next((task, host) for task, host in self._coming.items() if site_of(host) == largest)
+        del self._coming[oldest]
+        oldest.cancel()
+        self._turned(Turned("connection", "too many connections", host))
+        return True
 
     async def _turn_away_one(self, listener: socket.socket) -> None:
         """With no descriptor left, one is given up for as long as it takes to send the next newcomer away."""
@@ -154,15 +174,18 @@ class Doors:
             await loop.connect_accepted_socket(lambda: door, newcomer)
             return
         deadline = loop.time() + self._limits.idle_s
-        placed = False
+        placed, first = False, b""
         try:
             async with asyncio.timeout_at(deadline):
-                first = await _first_byte(newcomer)
+                first = await _first_bytes(newcomer, 1)
                 if first and first[0] != _HANDSHAKE:
                     self._turn(newcomer, host, "no TLS", _SPEAK_TLS)
                     return
+                if first:  # a slot only for who has said all of its hello, or as much as fits into one record
+                    head = await _first_bytes(newcomer, _RECORD_HEAD)
+                    await _first_bytes(newcomer, _RECORD_HEAD + min(int.from_bytes(head[3:5]), _LONGEST_RECORD))
                 async with self._freed:
-                    await self._freed.wait_for(lambda: self._handshakes.take(host))
+                    await self._freed.wait_for(lambda: self._handshakes.take(site_of(host)))
                 placed = True
             speaking = cast(ssl.SSLContext, _Speaking(self._credentials.server_context, newcomer))
             await loop.connect_accepted_socket(
@@ -173,7 +196,9 @@ class Doors:
                 ssl_shutdown_timeout=_SHUTDOWN_S,
             )
         except TimeoutError:
-            self._turn(newcomer, host, "handshake too slow" if placed else "said nothing")
+            with suppress(OSError):
+                newcomer.recv(_LONGEST_RECORD)  # what was only looked at would make a reset of the closing
+            self._turn(newcomer, host, "handshake too slow" if placed or first else "said nothing")
         except OSError as error:  # ssl.SSLError is one
             self._turn(newcomer, host, _reason(error), b"", str(error))
         except asyncio.CancelledError:
@@ -181,7 +206,7 @@ class Doors:
             raise
         finally:
             if placed:
-                self._handshakes.free(host)
+                self._handshakes.free(site_of(host))
                 async with self._freed:
                     self._freed.notify_all()
 
@@ -286,11 +311,15 @@ class _SpeakingObject:
             raise
 
 
-async def _first_byte(newcomer: socket.socket) -> bytes:
-    """Wait for the first byte and leave it there; empty where the other end has closed, or where none can be told."""
+async def _first_bytes(newcomer: socket.socket, count: int) -> bytes:
+    """Wait for so many bytes and leave them there; empty where none can be told."""
     if not await _readable(newcomer):
         return b""  # then the handshake finds out, at a higher price
-    return newcomer.recv(1, socket.MSG_PEEK)
+    while len(come := newcomer.recv(count, socket.MSG_PEEK)) < count:
+        if not come:
+            raise ConnectionResetError(errno.ECONNRESET, "it went without a word")
+        await asyncio.sleep(_BETWEEN_PEEKS_S)  # what has come is readable all the time
+    return come
 
 
 async def _readable(end: socket.socket) -> bool:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
 
 _REMEMBERED = 4096  # hosts whose rate is known; an IPv6 network has more addresses than any table
 
@@ -78,3 +79,19 @@ class Rate:
         if len(self._buckets) > _REMEMBERED:
             del self._buckets[next(iter(self._buckets))]
         return admitted
+
+
+def site_of(host: str) -> str:
+    """What limits for one host count together: an IPv4 address, or the 64 bits of IPv6 that one machine has at least.
+
+    Source: RFC 4291, section 2.5.1, on the 64 bits of interface identifiers, of which a machine may take any number.
+    """
+    try:
+        address = ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if not isinstance(address, IPv6Address):
+        return host
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return f"{IPv6Address(int(address) >> 64 << 64)}/64"

@@ -17,6 +17,7 @@ import datetime
 import hashlib
 import os
 import ssl
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,7 @@ class Credentials:
     """What this peer shows to others, and what it requires of them: its identity, and the keys of its network."""
 
     def __init__(self, identity: Identity, ring: KeyRing) -> None:
+        _silence_names()
         self._identity = identity
         self._servers: dict[str, ssl.SSLContext] = {}  # by the tag of the key
         self._clients: dict[str, ssl.SSLContext] = {}  # the newest key first
@@ -108,6 +110,24 @@ class Credentials:
         with _in_a_file(self._identity, leaf(self._identity, key)) as (path, password):
             context.load_cert_chain(path, password=password)
         return context
+
+
+def _silence_names() -> None:
+    """Keep quiet about an SNI that is no ASCII.
+
+    CPython decodes it before it calls `sni_callback`; where it cannot, it refuses the handshake, as we would, and
+    writes a traceback to stderr, as often as a stranger likes. Doors count that handshake like any other refused one.
+    """
+    before = sys.unraisablehook
+    if getattr(before, "silences_names", False):
+        return
+
+    def hook(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not (isinstance(unraisable.exc_value, UnicodeDecodeError) and isinstance(unraisable.object, bytes)):
+            before(unraisable)
+
+    hook.silences_names = True  # type: ignore[attr-defined]  # so that it is put in place once
+    sys.unraisablehook = hook
 
 
 def _harden(context: ssl.SSLContext) -> None:

@@ -1,4 +1,9 @@
-"""Who may have an identity or a seat that two peers claim. Both ends come to the same answer from their two hellos."""
+"""Who may have an identity or a seat that two peers claim. Nobody is believed more than it can show.
+
+Who takes part gives way to nobody. Who waits gives way to who takes part, or came before it; yet not where somebody
+that it is connected to had not heard of the other one at their first word: else any member could send any newcomer
+away by claiming its seat.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -6,6 +11,7 @@ from dataclasses import dataclass
 from p2pfl.protocol.messages import Hello, Member
 from p2pfl.types import PeerId, is_index, seat_order
 
+MOST_WAITED_S = 3600.0  # how long the other end has waited is its claim: beyond an hour all are alike
 _RESUMED_TWICE = "another process resumed the same run folder: stop one of the two"
 
 
@@ -18,7 +24,16 @@ class Clash:
     mine: bool  # whether it is this peer that yields
 
 
-def clash(hello: Hello, me: Member, said: Hello, known: Hello | None, connected: Iterable[Member]) -> Clash | None:
+def clash(
+    hello: Hello,
+    me: Member,
+    said: Hello,
+    known: Hello | None,
+    connected: Iterable[Member],
+    *,
+    proven: bool = True,
+    unheard_of: bool = False,
+) -> Clash | None:
     """What stands against the other end's claims, or None.
 
     Args:
@@ -27,20 +42,25 @@ def clash(hello: Hello, me: Member, said: Hello, known: Hello | None, connected:
         said: what this peer said on this connection.
         known: the hello of an earlier connection to that peer, if it still stands.
         connected: whom there are connections to.
+        proven: whether the other end has shown that it holds the key of its id.
+        unheard_of: whether somebody connected here knew of nobody with that id and seat when they met.
     """
     newcomer = hello.me
+    waits = me.state == "lobby"
+    later = _standing(me, said) > _standing(newcomer, hello)
     if newcomer.peer == me.peer:
         if hello.instance == said.instance:
             return Clash("self", "", mine=False)
-        mine = _standing(me, said) > _standing(newcomer, hello)
-        return Clash("duplicate identity", _RESUMED_TWICE, mine)
+        return Clash("duplicate identity", _RESUMED_TWICE, mine=waits and proven and later)
     if known is not None and known.instance != hello.instance:
         return Clash("duplicate identity", _RESUMED_TWICE, mine=False)
     if not is_index(newcomer.seat):
         return None
     text = f"part {int(newcomer.seat) + 1} is taken by {{}} already; choose another --part"
     if seat_order(newcomer.seat) == seat_order(me.seat):
-        mine = _standing(me, said) > _standing(newcomer, hello)
+        if (waits and unheard_of) or (not waits and newcomer.state != "lobby"):
+            return None  # both stay: the seat only orders, and equal data is warned of
+        mine = waits and later
         return Clash("duplicate seat", text.format(newcomer.name if mine else me.name), mine)
     holder = _holder(newcomer, connected)
     return None if holder is None else Clash("duplicate seat", text.format(holder), mine=False)
@@ -61,4 +81,4 @@ def _holder(newcomer: Member, connected: Iterable[Member]) -> str | None:
 
 def _standing(member: Member, hello: Hello) -> tuple[bool, float, PeerId, str]:
     """Of two the lower one stays: who takes part already, who came first, and if all is equal, by their ids."""
-    return member.state != "member", -hello.waited_s, member.peer, hello.instance
+    return member.state == "lobby", -min(hello.waited_s, MOST_WAITED_S), member.peer, hello.instance

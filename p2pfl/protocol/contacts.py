@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from p2pfl.errors import ProtocolError
-from p2pfl.events import PeerJoined, Refusal
+from p2pfl.events import PeerJoined, Refusal, Warned
 from p2pfl.protocol.claims import clash
 from p2pfl.protocol.links import Links
 from p2pfl.protocol.membership import Table
@@ -14,7 +14,11 @@ from p2pfl.protocol.messages import Goodbye, Hello, Member, Message, Offer, Refu
 from p2pfl.protocol.participant import Close, Effect, Emit, LinkId, Send
 from p2pfl.types import PeerId
 
-FATAL = frozenset({"duplicate seat", "duplicate identity", "no common version"})  # refusals that a person must mend
+_TAKEN = {  # by reason: what a refusal means if it is true, which this peer cannot see from here
+    "duplicate seat": "another peer says that the part of this one is taken; if so, choose another --part",
+    "duplicate identity": "another peer says that this one runs twice; if so, stop one of the two",
+    "no common version": "another peer speaks another version of the protocol: update the older of the two",
+}
 _SURPLUS = "second connection"
 
 
@@ -62,6 +66,8 @@ class Contacts:
         self._hello = hello  # what stays the same in every hello
         self._complaint = complaint
         self._said: dict[LinkId, Hello] = {}  # until the other end's hello comes
+        self._knew: dict[PeerId, frozenset[tuple[PeerId, str]]] = {}  # of whom a peer knew when it was met, and seats
+        self._warned_of: set[str] = set()
 
     def opened(
         self,
@@ -101,7 +107,15 @@ class Contacts:
             return self.refuse(link, error), None
         peer, me = hello.me.peer, self._table.me
         known = self._links.hello_of(peer) if self._links.reachable(peer) else None
-        found = clash(hello, me, self._said[link], known, self.connected())
+        found = clash(
+            hello,
+            me,
+            self._said[link],
+            known,
+            self.connected(),
+            proven=self._links.proven(link) == peer,
+            unheard_of=any((peer, hello.me.seat) not in knew for other, knew in self._knew.items() if other != peer),
+        )
         if found is not None:
             if found.reason == "self":
                 self._links.forget(self._links.key_of(link) or "")
@@ -110,6 +124,7 @@ class Contacts:
                 return [Close(link, found.reason)], Yields(found.detail)
             return self.refuse(link, ProtocolError(found.reason, found.detail)), None
         said = self._said.pop(link)
+        self._knew.setdefault(peer, frozenset((member.peer, member.seat) for member in hello.members))
         surplus = self._links.greeted(link, hello)
         effects: list[Effect] = [] if surplus is None else [self._leave(surplus)]
         if surplus == link:
@@ -148,12 +163,20 @@ class Contacts:
         """The other end will not talk on this connection."""
         if refusal.reason == _SURPLUS and self._links.peer_of(link) is not None:
             return [Close(link, _SURPLUS)] if self._links.left_by_other(link) else []
-        return [Close(link, "refused")]
+        effects: list[Effect] = [Close(link, "refused")]
+        text = _TAKEN.get(refusal.reason)
+        if text is not None and refusal.reason not in self._warned_of and self._table.me.state == "lobby":
+            self._warned_of.add(refusal.reason)  # once: its words are nobody's to read, and worth no more
+            effects.append(Emit(Warned(peer=self._table.me.peer, text=text)))
+        return effects
 
     def lost(self, link: LinkId, now: float) -> PeerId | None:
         """A connection ended; returns the peer that cannot be reached any more, if that was its last one."""
         self._said.pop(link, None)
-        return self._links.lost(link, now)
+        peer = self._links.lost(link, now)
+        if peer is not None:
+            self._knew.pop(peer, None)
+        return peer
 
     def connected(self) -> list[Member]:
         """The records of those there is a connection to, by seat."""

@@ -14,7 +14,7 @@ from p2pfl.events import ShareRejected
 from p2pfl.identity import Identity
 from p2pfl.layout import Vector
 from p2pfl.protocol.clock import Clock
-from p2pfl.protocol.contacts import FATAL, Contacts, Met, Yields
+from p2pfl.protocol.contacts import Contacts, Met, Yields
 from p2pfl.protocol.course import Course
 from p2pfl.protocol.detector import Detector, Swim
 from p2pfl.protocol.gossip import Gossip, Learned
@@ -22,6 +22,7 @@ from p2pfl.protocol.links import Links
 from p2pfl.protocol.lobby import Lobby, ready_message
 from p2pfl.protocol.membership import GONE, Table
 from p2pfl.protocol.messages import (
+    MAX_ROUND,
     VERSIONS,
     Ack,
     Declined,
@@ -68,7 +69,7 @@ from p2pfl.protocol.participant import (
     Trained,
 )
 from p2pfl.protocol.progress import Progress
-from p2pfl.protocol.records import Verified, signed
+from p2pfl.protocol.records import Patience, Verified, signed
 from p2pfl.protocol.rekeying import Rekeying
 from p2pfl.protocol.seal import Seal
 from p2pfl.protocol.watch import Watch
@@ -113,7 +114,8 @@ class PeerCore:
         self._clock = Clock(swim.lag_s)
         self._began = inf  # when the first event came
         self._verified = Verified(network)
-        self._rekeying = Rekeying(network, rank, banned)
+        self._patience = Patience()
+        self._rekeying = Rekeying(network, rank, banned, identity)
         self._table = Table(me, lambda record: signed(record, network, identity))
         self._seal = Seal(identity, network, lambda: self._table.me.incarnation)
         self._links = Links(me.peer, network)
@@ -129,7 +131,9 @@ class PeerCore:
             self._seal.seal,
         )
         detector = Detector(me.peer, swim)
-        self._gossip = Gossip(self._table, self._links, self._contacts, detector.suspects)
+        self._gossip = Gossip(
+            self._table, self._links, self._contacts, detector.suspects, lambda: self._course.latest_change()
+        )
         self._watch = Watch(self._table, self._links, self._contacts, self._gossip, detector, swim)
         self._progress = Progress()
         self._lobby = Lobby(me.peer, network, asked if firm is None else firm, wait_until, wait_s)
@@ -193,6 +197,7 @@ class PeerCore:
             self._gossip.next_deadline(),
             self._watch.next_deadline(),
             self._course.next_deadline(),
+            self._rekeying.next_deadline(),
         )
         return min((t for t in times if t is not None), default=None)
 
@@ -222,9 +227,9 @@ class PeerCore:
             case DialFailed(key, refused):
                 self._links.dial_failed(key, now)
                 return self._declare_dead(key, now) if refused and self._watch.refused(key, now) else []
-            case Found(peer, addresses):
+            case Found(peer, addresses, named):
                 if peer != self._id:
-                    self._links.propose(peer or addresses[0], addresses, now)
+                    self._links.propose(peer or addresses[0], addresses, now, named=named)
                 return []
             case Prepared():
                 return self._course.built(event, now)
@@ -241,14 +246,17 @@ class PeerCore:
         if not self._links.known(link):
             return []
         if isinstance(message, Refused):
-            if message.reason in FATAL and self._course.state in ("lobby", "joining"):
-                return self._course.fail(message.detail or message.reason)
+            if message.reason == "duplicate identity" and self._gossip.elsewhere:
+                # Nobody's word is enough: whoever goes by this peer's key there shows it, or does not.
+                self._links.suggest(self._gossip.elsewhere[0], self._gossip.elsewhere, now)
             return self._contacts.refused(link, message)
         peer = self._links.peer_of(link)
         if peer is None:
             if not isinstance(message, Hello):
                 return self._contacts.refuse(link, ProtocolError("no hello"))
             return self._greet(link, message, now)
+        if peer in self._rekeying.banned:
+            return []  # it may have said this before it was cut off
         self._watch.heard(peer, now)
         match message:
             case Ready():
@@ -324,7 +332,7 @@ class PeerCore:
         effects = self._gossip.due(now)
         if self._table.me != before:
             effects += self._course.told_of_me(before, self._table.me, now)
-        effects += self._watch.due(now, lambda peer: self._declare_dead(peer, now))
+        effects += self._watch.due(now, lambda peer: self._declare_dead(peer, now)) + self._rekey_late(now)
         return effects + self._course.deadlines(now)
 
     # Peers that come and go
@@ -370,6 +378,7 @@ class PeerCore:
         if peer is None:
             return []
         self._lobby.lost(peer)
+        self._rekeying.forget(peer)
         self._progress.forget(peer)
         self._course.forget(peer)
         self._gossip.lost(peer, now)
@@ -381,26 +390,24 @@ class PeerCore:
         return effects + self._course.settle(now) + self._course.neighbors_done() if effects else []
 
     def _learn(self, records: Sequence[Member], link: LinkId, now: float, *, trusted: bool = False) -> list[Effect]:
-        """Take in records, those that are their peers' own word; of the others one is named to whoever watches."""
+        """Take in records that are their peers' own word; the first one that is not costs the connection."""
         teller = self._links.peer_of(link)
         if teller is None:
             return []
-        effects: list[Effect] = []
         sound: list[Member] = []
-        wrong: list[ProtocolError] = []
         for record in records:
             if record.peer in self._rekeying.banned and record.state not in GONE:
                 continue
+            if not self._verified.knows(record) and not self._patience.takes(teller, now):
+                continue  # it will be told again: tables that differ are
             try:
                 self._verified.check(record)
             except ProtocolError as error:
-                wrong.append(error)
-            else:
-                sound.append(record)
-        if wrong:
-            effects.append(self._contacts.refusal(link, "message", wrong[0]))
-        waits = self._course.state in ("lobby", "joining")
-        return effects + self._learned(self._gossip.learn(sound, teller, now, waits=waits, trusted=trusted), now)
+                # Honest peers pass on nothing that they have not verified, and the rest may be a thousand such ones.
+                return self._contacts.refuse(link, error)
+            sound.append(record)
+        grant = MAX_ROUND if trusted and self._course.state == "lobby" else self._course.grant()
+        return self._learned(self._gossip.learn(sound, teller, now, grant=grant, trusted=trusted), now)
 
     def _learned(self, learned: Learned, now: float) -> list[Effect]:
         effects = list(learned.effects)
@@ -417,23 +424,49 @@ class PeerCore:
 
     def _rekey(self, change: KeyChange, link: LinkId | None, now: float) -> list[Effect]:
         """The network has another key: use it, pass it on, and have no more to do with whom it bans."""
-        if link is not None and not self._links.proven(link):
+        if link is None:
+            return self._carry_out(now) if self._rekeying.accept(change) else []
+        if not self._links.proven(link):
             return [self._contacts.refusal(link, "message", ProtocolError("no TLS", "a key in the clear"))]
+        teller = self._links.peer_of(link)
+        if teller is None or self._rekeying.waits(teller, change, now):
+            return []
         try:
             if not self._rekeying.accept(change):
                 return []
         except ProtocolError as error:
-            return [] if link is None else self._contacts.refuse(link, error)
-        banned = self._rekeying.banned
+            return self._contacts.refuse(link, error)
+        self._rekeying.took(now)
+        return self._carry_out(now, teller if self._rekeying.latest == change else None)
+
+    def _rekey_late(self, now: float) -> list[Effect]:
+        """Take in what others told too soon after an earlier change; of several keys one is carried out."""
+        effects: list[Effect] = []
+        news = False
+        for teller, change in self._rekeying.due(now).items():
+            try:
+                news |= self._rekeying.accept(change)
+            except ProtocolError as error:
+                link = self._links.link_of(teller)
+                effects += [] if link is None else self._contacts.refuse(link, error)
+        if not news:
+            return effects
+        self._rekeying.took(now)
+        return effects + self._carry_out(now)
+
+    def _carry_out(self, now: float, teller: PeerId | None = None) -> list[Effect]:
+        banned, latest = self._rekeying.banned, self._rekeying.latest
         if self._id in banned:
             return self._course.fail("this peer was banned from the network by one of its members")
         effects: list[Effect] = [Close(closed, "banned") for closed in self._links.links_of(banned)]
         for peer in banned:
             self._links.forget(peer)
+            self._rekeying.forget(peer)
             effects += self._declare_dead(peer, now)
-        teller = None if link is None else self._links.peer_of(link)
+        if latest is None:
+            return effects
         for peer in self._links.peers:
             to = self._links.link_of(peer)
             if peer not in banned and peer != teller and to is not None and self._links.proven(to):
-                effects.append(Send(to, change))
-        return [*effects, Rekey(change)]
+                effects.append(Send(to, latest))
+        return [*effects, Rekey(latest)]

@@ -34,7 +34,7 @@ from p2pfl.protocol.messages import (
 )
 from p2pfl.protocol.neighborhood import without_form
 from p2pfl.protocol.participant import Done, Effect, Emit, Fetch, Fetched, Prepare, Prepared
-from p2pfl.protocol.progress import Progress, change_round
+from p2pfl.protocol.progress import Progress, change_round, latest_change
 from p2pfl.protocol.rounds import SynchronousRound
 from p2pfl.protocol.served import AHEAD
 from p2pfl.types import PeerId
@@ -316,6 +316,23 @@ class Course:
         """The first round that a change announced now can hold for."""
         known = [self._progress.round_of(peer) for peer in self._could_answer()]
         return change_round(known, self.round, joining=self.state == "joining")
+
+    def latest_change(self) -> int:
+        """The last round for which others can have announced a change of view by now, as far as they are believed."""
+        known = [self._progress.round_of(peer) for peer in self._could_answer()]
+        if self.state in ("lobby", "joining"):  # how far a run is that goes on without this peer is for others to say
+            base = max((self._progress.round_of(m.peer) for m in self._contacts.connected()), default=0)
+        else:
+            base = median_low(known) if known else 0
+        return latest_change(max(base, self.round), len(in_the_run(self._table, self._table.me, 0)))
+
+    def grant(self) -> int | None:
+        """The last round that this peer takes for one to begin with, as most members are heard; None if it asks not."""
+        if self.state != "joining":
+            return None
+        known = [self._progress.round_of(peer) for peer in self._could_answer()]
+        known = known or [self._progress.round_of(member.peer) for member in self._contacts.connected()]
+        return latest_change(max(median_low(known or [0]), self.round), len(self._could_answer()))
 
     # Rounds and the end
 

@@ -2,12 +2,17 @@
 
 A claim of the death of somebody with a connection to here goes to that peer, who contradicts it: with the next
 incarnation, under its signature, keeping its place. So a liar costs messages alone. Of a stranger one member's word is
-no more than an address to dial; who said hello here, or of whom two members tell, is believed to be there. Where a
-network was in two parts that took each other for dead, the part that goes on keeps its place, and who is of the other
-begins anew as a newcomer: see `sides`.
+no more than an address to dial; who said hello here, or of whom two members tell, is believed to be there. Rounds that
+others tell are believed as far as rounds can have got, and that a member takes part from a later one on is for itself
+to say. Where a network was in two parts that took each other for dead, the part that goes on keeps its place, and who
+is of the other begins anew as a newcomer: see `sides`.
+
+Whoever lies day and night makes a peer raise its incarnation every other second. After a day and a half of that it
+takes the numbers of its next start: that one, and all who hear of it, take it for one that had lost count, and go on
+from there. There are numbers for seventy thousand years.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -24,7 +29,6 @@ from p2pfl.types import PeerId
 _BETWEEN_REFUTATIONS_S = 2.0  # whoever claims deaths in a row costs this peer a message in so long
 _OTHER_SIDE_S = 7.0  # where others were lost here, a claim of this peer's death may be theirs: they are met first
 _BETWEEN_WARNINGS_S = 1.0  # of one peer, that somebody claims its death
-_REFUTATIONS = (1 << 16) - 1  # of one start: the numbers after them are those of the next
 
 
 @dataclass(frozen=True)
@@ -40,17 +44,26 @@ class Learned:
 class Gossip:
     """One peer's ear and mouth; the records themselves are in the table."""
 
-    def __init__(self, table: Table, links: Links, contacts: Contacts, suspects: Callable[[PeerId], bool]) -> None:
+    def __init__(
+        self,
+        table: Table,
+        links: Links,
+        contacts: Contacts,
+        suspects: Callable[[PeerId], bool],
+        latest: Callable[[], int] = lambda: MAX_ROUND,
+    ) -> None:
         """Nobody was heard of yet.
 
         Args:
             suspects: whether this peer itself has reason to take another for dead.
+            latest: the last round for which anybody can have announced a change of view by now.
         """
+        self._latest = latest
         self._suspects = suspects
         self._table = table
         self._links = links
         self._contacts = contacts
-        self._met: set[PeerId] = set()  # who has said hello here, ever
+        self._met: dict[PeerId, None] = {}  # who has said hello here; the table remembers them longer
         self._tellers: dict[PeerId, set[PeerId]] = {}  # of strangers, who tells of them
         self._lost: set[PeerId] = set()  # had a connection to here, and has none now
         self._parted: dict[PeerId, int | None] = {}  # taken for dead, and not met since; its first round then
@@ -59,29 +72,36 @@ class Gossip:
         self._refute_at: float | None = None
         self._refuted_at: float | None = None
         self._warned_at: dict[PeerId, float] = {}
+        self.elsewhere: tuple[str, ...] = ()  # where else than here a process with this peer's key is, or was
 
     def learn(
-        self, records: Iterable[Member], teller: PeerId, now: float, *, waits: bool, trusted: bool = False
+        self, records: Sequence[Member], teller: PeerId, now: float, *, grant: int | None, trusted: bool = False
     ) -> Learned:
         """Take in records, which are their peers' own word, and pass on what is news.
 
         Args:
-            waits: whether this peer waits for a round to begin with, and may be granted one.
+            grant: where this peer waits for a round to begin with, the last one that it takes for one.
             trusted: whether the teller alone is believed that there are others: who begins the run says with whom.
         """
         effects: list[Effect] = []
         me = before = self._table.me
         for record in (r for r in records if r.peer == me.peer):
-            if trusted and record.incarnation < me.incarnation and waits:
+            self.elsewhere = tuple(a for a in record.addresses if a not in me.addresses) or self.elsewhere
+            if trusted and record.incarnation < me.incarnation and grant is not None:
                 record = msgspec.structs.replace(record, incarnation=me.incarnation)  # it had not heard of the last one
-            effects += self._told_of_me(record, waits, now)
+            effects += self._told_of_me(record, grant, now)
         others = [record for record in records if record.peer != me.peer]
         believed: list[Member] = []
+        latest = self._latest()
         for record in others:
             standing = self._table.get(record.peer)
             if record.state == "dead" and standing is not None and standing.state not in GONE and self._hears(standing):
                 effects += self.warn(record, now)
-            elif trusted or self._is_there(record, teller):
+            elif trusted or (record.peer == teller and (record.until or 0) <= latest):
+                believed.append(record)
+            elif standing is not None and self._hears(standing) and _moved(record, standing):
+                effects += self.warn(record, now)  # it tells everybody itself, where it is true
+            elif max(record.since or 0, record.until or 0) <= latest and self._is_there(record, teller):
                 believed.append(record)
             elif record.state not in GONE and record.addresses:
                 self._links.suggest(record.peer, record.addresses, now)
@@ -123,6 +143,7 @@ class Gossip:
         effects: list[Effect] = []
         if member.state == "dead":
             self._parted[member.peer] = member.since
+            self._links.gone(member.peer)
             effects += [Close(link, "silent") for link in self._links.links_of((member.peer,))]
         else:
             self._parted.pop(member.peer, None)
@@ -141,26 +162,27 @@ class Gossip:
         self._warned_at[claim.peer] = now
         return self._contacts.send(claim.peer, Update((claim,)) if isinstance(claim, Member) else claim)
 
-    def _told_of_me(self, record: Member, waits: bool, now: float) -> list[Effect]:
+    def _told_of_me(self, record: Member, grant: int | None, now: float) -> list[Effect]:
         mine = self._table.me
         if record.incarnation < mine.incarnation:
             return []
         if record.incarnation == mine.incarnation and record.state == "member":
             later = record.since is not None and (mine.since is None or record.since > mine.since)
-            if mine.state in ("lobby", "member") and waits and later:
-                self._table.change(mine.peer, state="member", since=record.since, until=None)
+            if mine.state in ("lobby", "member") and grant is not None and later:
+                if record.since is not None and record.since <= grant:
+                    self._table.change(mine.peer, state="member", since=record.since, until=None)
             elif mine.state == "member" and record.since != mine.since and record.since is not None and later:
                 return self.accused(record.incarnation, now)
             return []
-        gone = record.state in GONE or record.incarnation > mine.incarnation
-        return self.accused(record.incarnation, now) if gone and mine.state not in GONE else []
+        if mine.state in GONE or not (record.state in GONE or record.incarnation > mine.incarnation):
+            return []
+        if record.incarnation > mine.incarnation:  # of a former start that this one knows nothing of: it signed that
+            mine = self._table.change(mine.peer, incarnation=min(record.incarnation, MAX_ROUND - 1))
+        return self.accused(mine.incarnation, now)
 
     def accused(self, incarnation: int, now: float) -> list[Effect]:
-        """Somebody claims, or suspects, that this peer is gone."""
-        mine = self._table.me
-        if incarnation > mine.incarnation:  # of a former start that this one knows nothing of
-            self._table.change(mine.peer, incarnation=min(incarnation, MAX_ROUND - 1))
-        elif incarnation < mine.incarnation:
+        """Somebody claims, or suspects, that this peer is gone; of another incarnation it may say what it likes."""
+        if incarnation != self._table.me.incarnation:
             return []
         if self._refute_at is None:
             soonest = now if self._refuted_at is None else self._refuted_at + _BETWEEN_REFUTATIONS_S
@@ -182,7 +204,7 @@ class Gossip:
     def _refute(self, now: float, **fields: object) -> list[Effect]:
         self._refute_at, self._refuted_at = None, now
         mine = self._table.me
-        if mine.state in GONE or mine.incarnation & _REFUTATIONS == _REFUTATIONS or mine.incarnation >= MAX_ROUND:
+        if mine.state in GONE or mine.incarnation >= MAX_ROUND:
             return []
         mine = self._table.change(mine.peer, incarnation=mine.incarnation + 1, **fields)
         return self._contacts.broadcast(Update((mine,)))
@@ -197,7 +219,9 @@ class Gossip:
     def met(self, said: Hello, hello: Hello, now: float, *, running: bool) -> Learned | None:
         """A peer said hello; where it is of another part of the network, one of the two begins anew."""
         peer = hello.me.peer
-        self._met.add(peer)
+        self._met[peer] = None
+        if len(self._met) > MAX_MEMBERS:
+            del self._met[next(iter(self._met))]
         self._lost.discard(peer)
         self._tellers.pop(peer, None)
         mine = self._table.me
@@ -258,3 +282,10 @@ class Gossip:
 
     def _gone(self, peer: PeerId, reason: str) -> Emit:
         return Emit(PeerGone(peer=self._table.me.peer, other=peer, name=self.name(peer), reason=reason))
+
+
+def _moved(record: Member, standing: Member) -> bool:
+    """Whether a member is said to take part from a later round on, in the same life."""
+    if standing.state != "member" or record.state != "member" or record.incarnation != standing.incarnation:
+        return False
+    return (record.since or 0) > (standing.since or 0)

@@ -24,7 +24,14 @@ LONGEST_DELAY_S = 10.0
 LONGEST_FOR_MEMBERS_S = 3.0  # who was here before may be cut off for a while, and is back soon after
 _ID_CHARACTERS = 52  # see `identity.peer_id`; an alias has half as many
 _TRIES_SOON = 40  # of them, before a member is tried as seldom as anybody
-MAX_TARGETS = 1024  # addresses kept for dialing; the newest strangers are left out beyond
+MAX_TARGETS = 1024  # kept for dialing; a stranger makes room beyond, then a member that was not reached
+BETWEEN_HASTES_S = 5.0  # what others say makes a dial come early, at most this often
+LONGEST_UNPROVEN_S = 300.0  # at none of its addresses has the member ever answered: they may be a third party's
+LONGEST_FOR_GONE_S = 30.0  # of a member that is dead, once it has been tried for a while
+FORGOTTEN_AFTER_S = 3600.0  # of dials to a dead member; more heals longer splits, where nobody is announced on the LAN
+
+# Members are many where a network comes back; who has only ever said where it is could send all of them to one place.
+_MEMBERS_AT_ONCE, _MEMBERS_PER_S, _MEMBERS_BURST = 64, 16.0, 64
 
 
 @dataclass
@@ -37,7 +44,17 @@ class _Target:
     dialing: bool = False
     known: bool = False  # it has said hello here before, or more than one member tells of it
     once: bool = False  # hearsay of one member alone: a lie costs one dial
-    budgeted: bool = False  # the dial under way counts against the budget of strangers
+    named: bool = False  # by the user
+    gone: bool = False  # a member that is dead
+    budget: DialBudget | None = None  # against which the dial under way counts
+    proved: frozenset[str] = frozenset()  # the addresses of the last dial that reached it
+    failing_since: float | None = None
+    hastened_at: float = -inf
+
+    @property
+    def proven(self) -> bool:
+        """Whether the peer was reached at these addresses, or some of them."""
+        return not self.proved.isdisjoint(self.addresses)
 
 
 class Links:
@@ -53,29 +70,39 @@ class Links:
         self._hello_of: dict[PeerId, Hello] = {}
         self._left_by_other: set[LinkId] = set()
         self._proven: dict[LinkId, PeerId] = {}
-        self._budget = DialBudget()
+        self._strangers = DialBudget()
+        self._members = DialBudget(_MEMBERS_AT_ONCE, _MEMBERS_PER_S, _MEMBERS_BURST)
+        self._look_at = -inf  # no dial can begin before; a table of ghosts is not gone through at each event
+        self._newest_first = True
         self._called: dict[str, PeerId] = {}  # aliases that turned out to be somebody's
         self.open = True
 
     # Dialing
 
-    def propose(self, key: str, addresses: tuple[str, ...], now: float, *, known: bool = False) -> None:
-        """Remember somebody to dial; known ones get the new addresses and are tried soon.
+    def propose(
+        self, key: str, addresses: tuple[str, ...], now: float, *, known: bool = False, named: bool = False
+    ) -> None:
+        """Remember somebody to dial; who is remembered gets the new addresses, and is tried soon.
 
         Args:
-            known: it is a member: it is dialed past the budget of strangers, and again soon.
+            known: it is a member: it is dialed before strangers, and again soon.
+            named: the user named it: it is dialed as long as this peer runs.
         """
         key = self._called.get(key, key)
         target = self._targets.get(key)
         if target is None:
-            if len(self._targets) < MAX_TARGETS and key != self._me:
-                self._targets[key] = _Target(addresses, now, known=known)
+            if key != self._me and self._has_room(known, named):
+                self._targets[key] = target = _Target(addresses, now, known=known, named=named)
+                self._look(max(now, self._budget(target).next_at(now)))
             return
         target.known |= known
+        target.named |= named
         target.once = False
+        if known:
+            target.gone = False
         if target.addresses != addresses:
             target.addresses = addresses
-            target.due = min(target.due, now)
+            self._hasten(target, now)
 
     def suggest(self, peer: PeerId, addresses: tuple[str, ...], now: float) -> None:
         """One member tells of a stranger: dial it, once. It may be somebody who knows nothing of all this."""
@@ -85,46 +112,94 @@ class Links:
                 self._targets[peer].once = True
 
     def retry(self, key: str, now: float) -> None:
-        """Try again at once."""
+        """Try again, at once where that was not asked for a moment ago."""
         if key in self._targets:
-            self._targets[key].due = now
+            self._hasten(self._targets[key], now)
+
+    def _hasten(self, target: _Target, now: float) -> None:
+        if target.due > now and now - target.hastened_at >= BETWEEN_HASTES_S:
+            target.due = target.hastened_at = now
+        self._look(max(target.due, self._budget(target).next_at(now)))
+
+    def gone(self, key: str) -> None:
+        """A member is dead: it is dialed for a while, as the network may have come apart."""
+        if key in self._targets:
+            self._targets[key].gone = True
 
     def forget(self, key: str) -> None:
         """Dial somebody no more."""
         target = self._targets.pop(key, None)
-        if target is not None and target.budgeted:
-            self._budget.end()
+        if target is not None:
+            self._dialed_out(target)
+
+    def _has_room(self, known: bool, named: bool) -> bool:
+        """Make room for one more: who failed most goes first, and strangers before members."""
+        if len(self._targets) < MAX_TARGETS:
+            return True
+        busy = self._busy()
+        ranks = [
+            (not target.known, target.due == inf, target.failures, -number, key)
+            for number, (key, target) in enumerate(self._targets.items())
+            if not (target.named or target.dialing or key in busy) and (known or named or not target.known)
+        ]
+        if not ranks:
+            return named
+        self.forget(max(ranks)[-1])
+        return True
 
     def due(self, now: float) -> list[Dial]:
         """Whom to dial now."""
-        if not self.open:
+        if not self.open or now < self._look_at:
             return []
-        dials = []
-        # Who failed least comes first: among ghosts that use up the budget, a newcomer would never get its turn.
-        for key, target in sorted(self._targets.items(), key=lambda item: (item[1].failures, item[1].due)):
-            if not self._wants(key, target) or target.due > now:
+        dials, busy = [], self._busy()
+        for key, target in self._ready(now, busy):
+            budget = self._budget(target)
+            if not budget.begin(now):
                 continue
-            if not target.known:
-                if not self._budget.begin(now):
-                    continue
-                target.budgeted = True
-            target.dialing = True
+            target.budget, target.dialing, target.due = budget, True, now  # its next turn comes after those that wait
             dials.append(Dial(key, target.addresses))
+        if dials:
+            self._newest_first = not self._newest_first
+        self._look_at = min(
+            (
+                max(target.due, self._budget(target).next_at(now))
+                for key, target in self._targets.items()
+                if not target.dialing and key not in busy
+            ),
+            default=inf,
+        )
         return dials
+
+    def _ready(self, now: float, busy: set[str]) -> list[tuple[str, _Target]]:
+        """Who could be dialed now, in the order of their turns.
+
+        By turns who failed least, the newest first, and who waits longest: ghosts use up the budget, and neither a
+        newcomer among many nor one whose first dial failed must wait for all of them.
+        """
+        ready = [
+            (key, target)
+            for key, target in self._targets.items()
+            if target.due <= now and not target.dialing and key not in busy
+        ]
+        if self._newest_first:
+            return sorted(ready, key=lambda item: (not item[1].named, item[1].failures, -item[1].due))
+        return sorted(ready, key=lambda item: (not item[1].named, item[1].due))
 
     def next_dial(self, now: float) -> float | None:
         """When the next dial is due."""
-        if not self.open:
-            return None
-        wanted = [target for key, target in self._targets.items() if self._wants(key, target)]
-        times = [target.due for target in wanted if target.known]
-        strangers = [target.due for target in wanted if not target.known]
-        if strangers:
-            times.append(max(min(strangers), self._budget.next_at(now)))
-        return min((time for time in times if time < inf), default=None)
+        return self._look_at if self.open and self._look_at < inf else None
 
-    def _wants(self, key: str, target: _Target) -> bool:
-        return not target.dialing and key not in self._link_of and key not in self._dialed.values()
+    def _budget(self, target: _Target) -> DialBudget:
+        """Members have their own, as long as they were reached where they say they are, or were not yet tried."""
+        trusted = target.named or (target.known and (target.proven or not target.failures))
+        return self._members if trusted else self._strangers
+
+    def _busy(self) -> set[str]:
+        """Whom there is a connection to, or one that was dialed and has not said hello."""
+        return {*self._link_of, *(key for key in self._dialed.values() if key is not None)}
+
+    def _look(self, at: float = -inf) -> None:
+        self._look_at = min(self._look_at, at)
 
     def dial_failed(self, key: str, now: float) -> None:
         """Back off: twice as long each time, up to ten seconds, spread so that peers do not dial in step."""
@@ -132,20 +207,24 @@ class Links:
         if target is None:
             return
         self._dialed_out(target)
+        if target.failing_since is None:
+            target.failing_since = now
         if target.once:
             target.due = inf  # until somebody else tells of it
             return
+        if target.gone and not target.named and now - target.failing_since >= FORGOTTEN_AFTER_S:
+            self.forget(key)
+            return
         spread = 0.75 + 0.5 * (random_key(target.failures, "dial", self._me, key) % 1024) / 1024
-        soon = target.known and target.failures < _TRIES_SOON
-        longest_s = LONGEST_FOR_MEMBERS_S if soon else LONGEST_DELAY_S
-        target.due = now + min(longest_s, FIRST_DELAY_S * 2.0 ** min(target.failures, 10)) * spread
+        target.due = now + min(_longest_s(target), FIRST_DELAY_S * 2.0 ** min(target.failures, 12)) * spread
         target.failures += 1
 
     def _dialed_out(self, target: _Target) -> None:
         target.dialing = False
-        if target.budgeted:
-            target.budgeted = False
-            self._budget.end()
+        if target.budget is not None:
+            target.budget.end()
+            target.budget = None
+        self._look()
 
     def failing(self, key: str) -> bool:
         """Whether the last dial of somebody came to nothing."""
@@ -159,6 +238,7 @@ class Links:
         self._proven[link] = proven
         if dialed in self._targets:
             self._dialed_out(self._targets[dialed])
+        self._look()
 
     def proven(self, link: LinkId) -> PeerId:
         """Whose key the other end has proved to hold; empty on a link without encryption."""
@@ -188,16 +268,20 @@ class Links:
         key = self._dialed.get(link)
         if key is not None and key != peer and key in self._targets:
             # The address is one of this peer's: from here on it is dialed under its id.
-            addresses = self._targets[key].addresses
+            addresses, named = self._targets[key].addresses, self._targets[key].named
             self.forget(key)
             self._dialed[link] = peer
             if ":" not in key and len(self._called) < MAX_TARGETS:
                 self._called[key] = peer
-            self.propose(peer, tuple(dict.fromkeys((*hello.me.addresses, *addresses))), 0.0)
-        if peer in self._targets:
-            self._targets[peer].failures = 0
-            self._targets[peer].known = True
-            self._targets[peer].once = False
+            reached = tuple(dict.fromkeys((*hello.me.addresses, *addresses)))
+            self.propose(peer, reached, 0.0, known=True, named=named)
+        target = self._targets.get(peer)
+        if target is not None:
+            target.known, target.once, target.gone, target.failing_since = True, False, False, None
+            if key is not None:
+                target.proved = frozenset(target.addresses)
+            if key is not None or target.proven:  # who comes by itself has not shown that it is where it says
+                target.failures = 0
         other = self._link_of.get(peer)
         if other is not None and self._dialer(link, peer) > self._dialer(other, peer):
             return link
@@ -233,6 +317,7 @@ class Links:
         peer = self._peer_of.pop(link, None)
         self._left_by_other.discard(link)
         self._proven.pop(link, None)
+        self._look()
         if peer is None and key is not None:
             self.dial_failed(key, now)  # it never got as far as a hello: no hurry to dial again
         if peer is None or self._link_of.get(peer) != link:
@@ -242,6 +327,7 @@ class Links:
             self._link_of[peer] = remaining[-1]
             return None
         del self._link_of[peer]
+        self._hello_of.pop(peer, None)
         return peer
 
     def known(self, link: LinkId) -> bool:
@@ -261,7 +347,7 @@ class Links:
         return self._link_of.get(peer)
 
     def hello_of(self, peer: PeerId) -> Hello | None:
-        """What a peer last said of itself."""
+        """What a peer last said of itself, as long as there is a connection."""
         return self._hello_of.get(peer)
 
     def reachable(self, peer: PeerId) -> bool:
@@ -287,3 +373,12 @@ class Links:
 def is_id(key: str) -> bool:
     """Whether a key is a peer's id, and not an address or the alias by which discovery knows a peer."""
     return len(key) == _ID_CHARACTERS and ":" not in key
+
+
+def _longest_s(target: _Target) -> float:
+    """The longest time between two dials."""
+    if target.known and not target.proven and not target.named:
+        return LONGEST_UNPROVEN_S
+    if target.known and target.failures < _TRIES_SOON:
+        return LONGEST_FOR_MEMBERS_S
+    return LONGEST_FOR_GONE_S if target.gone else LONGEST_DELAY_S

@@ -92,7 +92,9 @@ class Lobby:
             return None
         ready = {peer: told[peer].round for peer in chosen if peer != self._me}
         start = max([prepared.round, *ready.values()])
-        self.running = Running(settings, prepared.fingerprint, prepared.layout, prepared.tensors, start)
+        # With the defaults: who comes later and asks for something else is told of it, asked for here or not.
+        standing = prepared.standing or settings
+        self.running = Running(standing, prepared.fingerprint, prepared.layout, prepared.tensors, start)
         self.init = prepared.init
         return Beginning(self.running, frozenset({self._me, *ready}))
 

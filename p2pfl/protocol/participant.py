@@ -61,6 +61,7 @@ class Found:
 
     peer: PeerId
     addresses: tuple[str, ...]
+    named: bool = False  # by the user
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ class Prepared:
     vector: Vector | None  # None once the run has begun with it: it may be as large as all else together
     init: str  # digest of the vector
     round: int = 0
+    standing: Settings | None = None  # the settings and the defaults of all others: what a run that begins goes by
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,16 @@ def furthest(own: int, others: int) -> int:
     return own + max(others + 1, 2 * AHEAD)
 
 
+def latest_change(base: int, others: int) -> int:
+    """The last round for which any member can have announced a change of view.
+
+    Args:
+        base: the round of this peer, or of most.
+        others: how many other members there are.
+    """
+    return min(furthest(base, others) + ROUNDS_AHEAD, MAX_ROUND)
+
+
 def change_round(known: Sequence[int], own: int, *, joining: bool) -> int:
     """The first round for which a change of view announced now can hold everywhere, as far as others are believed.
 

@@ -11,9 +11,13 @@ import msgspec
 
 from p2pfl.errors import ProtocolError
 from p2pfl.identity import Identity, peer_id, verifies
-from p2pfl.protocol.messages import Member
+from p2pfl.protocol.messages import MAX_MEMBERS, Member
+from p2pfl.types import PeerId
 
 MAX_VERIFIED = 4096  # remembered, so that a record that is told again costs no second verification
+NEW_PER_S = 200.0  # signatures that are verified here for one teller in the long run; more costs 70 us each
+NEW_AT_ONCE = 2 * MAX_MEMBERS  # as when two networks of the largest size meet
+_MOST_TELLERS = 1024
 _DOMAIN = "p2pfl member 1"
 
 
@@ -54,6 +58,26 @@ class Verified:
         self._known[facts, record.signature] = None
         if len(self._known) > MAX_VERIFIED:
             self._known.popitem(last=False)
+
+    def knows(self, record: Member) -> bool:
+        """Whether to check a record costs no verification."""
+        return (_facts(record, self._network), record.signature) in self._known
+
+
+class Patience:
+    """How many new signatures are verified for each teller: sound ones too cost more to check than to repeat."""
+
+    def __init__(self) -> None:
+        self._left: OrderedDict[PeerId, tuple[float, float]] = OrderedDict()  # tokens, and when
+
+    def takes(self, teller: PeerId, now: float) -> bool:
+        """Take one, if there is one left; they come back with time, on a clock that never goes back."""
+        tokens, then = self._left.pop(teller, (float(NEW_AT_ONCE), now))
+        tokens = min(float(NEW_AT_ONCE), tokens + (now - then) * NEW_PER_S)
+        self._left[teller] = (tokens - (tokens >= 1), now)
+        if len(self._left) > _MOST_TELLERS:
+            self._left.popitem(last=False)
+        return tokens >= 1
 
 
 def _facts(record: Member, network: str) -> bytes:

@@ -1,12 +1,13 @@
 """How a network comes to another key: signed changes that every member may make, and that leave all with one ring.
 
-Rings of one network make a lattice. Of two changes the one with the higher rank gives the key, and bans add up; so
-members that hear the same changes, in any order and however often, hold the same key and ban the same peers. Whoever
-holds the key may change it: that a change is by a member is what the signature and the link it came over prove.
+Of two rings all members choose alike (`KeyRing.joined`), and each tells the others what it came to; so they end with
+one key and ban the same peers, whatever they hear first. Whoever holds the key may change it: that a change is by a
+member is what the signature and the link it came over prove. What the banned say is not heard.
 """
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 
 from p2pfl.errors import ProtocolError, UsageError
 from p2pfl.identity import Identity, peer_id, verifies
@@ -15,23 +16,35 @@ from p2pfl.protocol.messages import KeyChange
 from p2pfl.types import PeerId
 
 MOST_BANNED = 256  # as many as a `KeyChange` has room for
-MOST_AHEAD = 1 << 16  # epochs in one step: a liar cannot use up the numbers that are left
+MOST_AHEAD = 1 << 10  # epochs in one step: a liar cannot use up the numbers that are left
+PAUSE_S = 5.0  # between changes by others; more spares disks a hostile member's work, and makes honest ones wait
+_PEER_ID = re.compile("[a-z2-7]{52}")
 
 
 class Rekeying:
-    """What a participant knows of its network's key, without holding it.
+    """What a participant knows of its network's key.
 
     Args:
         network: the network's name; a change is signed for it.
         rank: of the ring in force, `KeyRing.rank`.
         banned: ids that are refused, whatever key they hold.
+        identity: by which a key made of two bans is told to others; without it such a key is not made known.
     """
 
-    def __init__(self, network: str, rank: tuple[int, bytes], banned: Iterable[PeerId] = ()) -> None:
+    def __init__(
+        self,
+        network: str,
+        rank: tuple[int, bytes],
+        banned: Iterable[PeerId] = (),
+        identity: Identity | None = None,
+    ) -> None:
         self._network = network
         self._rank = rank
         self._banned = frozenset(banned)
+        self._identity = identity
         self._latest: KeyChange | None = None
+        self._waiting: dict[PeerId, KeyChange] = {}  # by who told it, the last of each
+        self._free_at: float | None = None  # when the next change by others is taken
 
     @property
     def rank(self) -> tuple[int, bytes]:
@@ -45,7 +58,7 @@ class Rekeying:
 
     @property
     def latest(self) -> KeyChange | None:
-        """What a member that comes later must be told: the change by which the key in force came; None before any.
+        """What a member that comes later must be told: the key in force, and all bans; None before any change.
 
         Only for who has proved another id than a banned one.
         """
@@ -54,22 +67,68 @@ class Rekeying:
     def accept(self, change: KeyChange) -> bool:
         """Take in a change, from a member over a proven link, or from this peer's own user.
 
-        True where it is news, a higher rank or another ban: then it is to be carried out and passed on. Links to who
-        is banned now must be closed first.
+        True where the key or the bans are others now: `latest` is then to be carried out and passed on. Links to who
+        is banned now must be closed first. A change by who is banned is no news.
 
         Raises:
-            ProtocolError: `bad key`, `bad signature` or `key change too far ahead`; nothing has changed.
+            ProtocolError: `bad key`, `bad signature`, `bad ban`, `too many bans` or `key change too far ahead`; nothing
+                has changed.
         """
+        if change == self._latest or change.by in self._banned:
+            return False
         check(self._network, change)
         if change.epoch > self._rank[0] + MOST_AHEAD:
             raise ProtocolError("key change too far ahead", f"epoch {change.epoch} after {self._rank[0]}")
-        rank = _rank(change)
+        if change.by in change.banned:
+            raise ProtocolError("bad ban", "of itself")
         banned = self._banned.union(change.banned)
-        news = rank > self._rank or banned != self._banned
-        if rank >= self._rank:
-            self._rank, self._latest = rank, change
+        if len(banned) > MOST_BANNED:
+            raise ProtocolError("too many bans", f"{len(banned)}, more than {MOST_BANNED}")
+        before = (self._rank, self._banned)
+        self._latest = self._joined(change, banned)
+        self._rank = self._rank if self._latest is None else _rank(self._latest)
         self._banned = banned
-        return news
+        return before != (self._rank, self._banned)
+
+    def _joined(self, told: KeyChange, banned: frozenset[PeerId]) -> KeyChange | None:
+        """What stands of what stood and what was told, with all the bans; None where a key stands that came so."""
+        if banned == frozenset(told.banned) and (banned != self._banned or _rank(told) >= self._rank):
+            return told
+        if banned == self._banned:
+            return self._latest
+        if self._identity is None or self._latest is None:
+            return told  # the key that stood was never told here; the bans are kept all the same
+        mine, other = (_ring(self._network, change) for change in (self._latest, told))
+        return change(self._identity, mine.joined(other))
+
+    # Changes that come too soon after another
+
+    def waits(self, teller: PeerId, change: KeyChange, now: float) -> bool:
+        """Whether a change by others must wait until `due`; one that bans somebody need not, as bans are bounded."""
+        if self._free_at is None or now >= self._free_at or not self._banned.issuperset(change.banned):
+            return False
+        if change != self._latest:
+            self._waiting[teller] = change
+        return True
+
+    def took(self, now: float) -> None:
+        """A change by others was carried out: the next ones wait."""
+        self._free_at = now + PAUSE_S
+
+    def forget(self, teller: PeerId) -> None:
+        """Who told something that waits is gone."""
+        self._waiting.pop(teller, None)
+
+    def due(self, now: float) -> Mapping[PeerId, KeyChange]:
+        """The changes whose time has come, by who told them."""
+        if not self._waiting or (self._free_at is not None and now < self._free_at):
+            return {}
+        waiting, self._waiting = self._waiting, {}
+        return waiting
+
+    def next_deadline(self) -> float | None:
+        """When to ask `due`."""
+        return self._free_at if self._waiting else None
 
 
 def change(identity: Identity, ring: KeyRing) -> KeyChange:
@@ -101,6 +160,8 @@ def check(network: str, change: KeyChange) -> None:
     """Raise ProtocolError unless a change is signed for this network by the peer it names, and has a whole key."""
     if len(change.key) != KEY_BYTES:
         raise ProtocolError("bad key", f"{len(change.key)} bytes")
+    if not all(_PEER_ID.fullmatch(peer) for peer in change.banned):
+        raise ProtocolError("bad ban", "of what is no peer's id")
     try:
         by = peer_id(change.by_key)
     except ValueError as error:
@@ -110,20 +171,12 @@ def check(network: str, change: KeyChange) -> None:
 
 
 def changed(ring: KeyRing, change: KeyChange) -> KeyRing:
-    """The ring after a change that was accepted; the same whichever of two changes comes first.
+    """The ring after a change that was accepted, see `KeyRing.joined`."""
+    return ring.joined(_ring(ring.name, change))
 
-    The key before it is still honored, unless the change bans somebody: a banned peer holds that key.
-    """
-    banned = ring.banned.union(change.banned)
-    key, epoch = ring.key, ring.epoch
-    former = ring.former
-    if _rank(change) > ring.rank:
-        key, epoch = NetworkKey(ring.name, change.key), change.epoch
-        # Of two rotations at once, others may still hold either key, or the one before both.
-        former = (ring.key, *(ring.former if change.epoch == ring.epoch else ()))
-    if banned != ring.banned:
-        former = ()
-    return KeyRing(key, epoch, tuple(one for one in former if one != key), banned)
+
+def _ring(network: str, change: KeyChange) -> KeyRing:
+    return KeyRing(NetworkKey(network, change.key), change.epoch, (), frozenset(change.banned))
 
 
 def _rank(change: KeyChange) -> tuple[int, bytes]:

@@ -13,7 +13,7 @@ from p2pfl.protocol.detector import AskFor, Dead, Deaf, Detector, PingIt, Suspec
 from p2pfl.protocol.gossip import Gossip
 from p2pfl.protocol.links import Links
 from p2pfl.protocol.membership import GONE, Table
-from p2pfl.protocol.messages import Ack, Ping, Probe, Suspicion, Update
+from p2pfl.protocol.messages import MAX_MEMBERS, Ack, Ping, Probe, Suspicion, Update
 from p2pfl.protocol.participant import Close, Effect
 from p2pfl.types import PeerId
 
@@ -115,6 +115,8 @@ class Watch:
     def lost(self, peer: PeerId, now: float) -> None:
         """The last connection to a peer broke: ask others after it."""
         self._lost_at[peer] = now
+        if len(self._lost_at) > MAX_MEMBERS:
+            del self._lost_at[next(iter(self._lost_at))]
         self._heard_at.pop(peer, None)
         self._told_at.pop(peer, None)
         self._detector.doubt(peer, now)

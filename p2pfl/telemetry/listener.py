@@ -1,14 +1,17 @@
 """`/metrics` over plain HTTP, on a listener of its own: loopback unless told otherwise, as it says who takes part.
 
-It answers in one thread, one request after the other, so that neither a busy event loop silences it nor a crowd of
-strangers takes more than that thread.
+It answers in a few threads, so that neither a busy event loop silences it nor a crowd of strangers takes more than
+those. Each request has a deadline on the whole, however slowly its pieces come; where all threads are taken, the
+oldest request makes room.
 """
 
 import errno
 import socket
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from threading import Thread
+from contextlib import contextmanager, suppress
+from socketserver import ThreadingMixIn
+from threading import Lock, Thread
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -18,7 +21,8 @@ from p2pfl.errors import NetworkError, UsageError
 from p2pfl.network.discovery import join_address, split_address
 
 DEFAULT_HOST = "127.0.0.1"
-_PATIENCE_S = 2.0  # for each piece of a request
+_DEADLINE_S = 2.0  # for a request on the whole
+_THREADS = 8  # more serve more scrapers at once, and give strangers more of this process
 _POLL_S = 0.1  # between looks at whether to end
 
 
@@ -64,8 +68,39 @@ def shown(registry: CollectorRegistry, host: str, port: int) -> Iterator[str]:
         thread.join()
 
 
-class _Server(WSGIServer):
+class _Server(ThreadingMixIn, WSGIServer):
     request_queue_size = 16
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, address: tuple[str, int], handler: type[WSGIRequestHandler]) -> None:
+        self._lock = Lock()
+        self._begun: dict[socket.socket, float] = {}  # requests under way, the oldest first
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own."""
+        with self._lock:
+            if len(self._begun) >= _THREADS:
+                oldest = next(iter(self._begun))
+                del self._begun[oldest]
+                _cut(oldest)
+            self._begun[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Cut those that take too long; called between polls."""
+        with self._lock:
+            late = [end for end, begun in self._begun.items() if time.monotonic() - begun > _DEADLINE_S]
+            for end in late:
+                del self._begun[end]
+                _cut(end)
+
+    def shutdown_request(self, request: Any) -> None:
+        """The answer is out, or the other end is gone."""
+        with self._lock:
+            self._begun.pop(request, None)
+        super().shutdown_request(request)
 
     def server_bind(self) -> None:
         """Without the base's look-up of this machine's name, which can take seconds where the network is down."""
@@ -79,8 +114,14 @@ class _Server(WSGIServer):
         """A stranger's broken connection is nobody's business."""
 
 
+def _cut(end: socket.socket) -> None:
+    """End a request; the thread that waits for it is woken, and closes it."""
+    with suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
+
+
 class _Request(WSGIRequestHandler):
-    timeout = _PATIENCE_S
+    timeout = _DEADLINE_S
 
     def log_message(self, format: str, *args: object) -> None:
         """Who reads the metrics is not told on the terminal."""

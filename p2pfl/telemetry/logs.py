@@ -8,7 +8,6 @@ import logging
 import re
 import sys
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -19,11 +18,12 @@ import msgspec
 
 from p2pfl.errors import UsageError
 from p2pfl.events import PeerGone, Refusal, RunEvent, ShareRejected, Sink, Warned
+from p2pfl.plain import printable, printable_lines
 from p2pfl.reasons import meaning
+from p2pfl.telemetry.repeats import Refusals, Repeats
 
 LOGGER = "p2pfl"
 STRUCK = "[struck out]"
-_KEYS = 4096  # different lines whose repeats are counted
 _SECRET = re.compile(
     r"(?<![a-z2-7])(?:[a-z2-7]{7}[-\s]?){7}[a-z2-7]{7}(?![a-z2-7])"  # a network's token: an id is four letters shorter
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
@@ -38,34 +38,18 @@ def without_secrets(text: str) -> str:
     return _SECRET.sub(STRUCK, text)
 
 
-class Repeats:
-    """Counts what comes again and again; of more than `keys` things those not seen for longest are forgotten."""
-
-    def __init__(self, keys: int = _KEYS) -> None:
-        self._keys = keys
-        self._counts: OrderedDict[object, int] = OrderedDict()
-
-    def count(self, key: object) -> int | None:
-        """How often it has come, if that is to be told: the first time, and at powers of ten."""
-        count = self._counts.pop(key, 0) + 1
-        self._counts[key] = count
-        if len(self._counts) > self._keys:
-            self._counts.popitem(last=False)
-        return count if str(count).strip("0") == "1" else None
-
-
-def log_refusals(repeats: Repeats | None = None) -> Sink:
+def log_refusals() -> Sink:
     """A sink that logs what was refused, dropped or lost, with reason, peer, round, connection and remote address."""
-    seen = Repeats() if repeats is None else repeats
+    refusals, seen = Refusals(), Repeats()
 
     def sink(event: RunEvent) -> None:
         line = _line(event)
         if line is None:
             return
-        times = seen.count(_key(event))
+        times = refusals.count(event) if isinstance(event, Refusal) else seen.count(_key(event))
         if times is not None:
             often = f" ({times} times)" if times > 1 else ""
-            _log.info("%s%s", line, often, extra={"event": event, "times": times})
+            _log.info("%s%s", printable(line), often, extra={"event": event, "times": times})
 
     return sink
 
@@ -94,15 +78,10 @@ def _line(event: RunEvent) -> str | None:
 
 
 def _key(event: RunEvent) -> object:
-    """What makes two lines equal: where it came from, but not by which connection or port."""
-    match event:
-        case Refusal():
-            host = event.remote.rpartition(":")[0] or event.remote
-            return (event.what, event.reason, host or event.other)  # an id that nobody has proved is cheap to change
-        case ShareRejected():
-            return ("share", event.reason, event.other)
-        case _:
-            return (type(event).__name__, _line(event))
+    """What makes two lines equal."""
+    if isinstance(event, ShareRejected):
+        return ("share", event.reason, event.other)
+    return (type(event).__name__, _line(event))
 
 
 class JsonLines:
@@ -114,12 +93,12 @@ class JsonLines:
     def __init__(self, stream: TextIO, warn: Callable[[str], None]) -> None:
         self._stream: TextIO | None = stream
         self._warn = warn
-        self._repeats = Repeats()
+        self._refusals = Refusals()
         self._began = time.monotonic()
 
     def __call__(self, event: RunEvent) -> None:
         """Take an event."""
-        times = self._repeats.count(_key(event)) if isinstance(event, Refusal) else 1
+        times = self._refusals.count(event) if isinstance(event, Refusal) else 1
         if times is not None:
             self._write({**msgspec.structs.asdict(event), "event": type(event).__name__}, event.time_s, times)
 
@@ -141,7 +120,7 @@ class JsonLines:
         if times > 1:
             line["times"] = times
         try:
-            self._stream.write(without_secrets(msgspec.json.encode(line).decode()) + "\n")
+            self._stream.write(printable(without_secrets(msgspec.json.encode(line).decode())) + "\n")
             self._stream.flush()
         except (OSError, ValueError) as error:  # ValueError: somebody has closed the stream
             self._stream = None
@@ -153,6 +132,7 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         line = without_secrets(f"{time.strftime('%H:%M:%S')} {record.levelname.lower()} {self.format(record)}")
+        line = printable_lines(line)
         with suppress(OSError, ValueError):  # a closed terminal is no reason to stop
             sys.stderr.write(line + "\n")
 

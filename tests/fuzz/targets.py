@@ -321,8 +321,9 @@ def feed_http_head(data: bytes) -> None:
 
     dated(data)
     protocol: Any = SimpleNamespace(pause_reading=lambda: None, resume_reading=lambda **_: None, _reading_paused=False)
+    loop: Any = SimpleNamespace()  # no body is waited for; where there is none, the thread's own is looked for
     try:
-        parser = HttpResponseParser(protocol, None, 2**16, auto_decompress=False)  # type: ignore[arg-type]  # no body is waited for, and so no loop needed
+        parser = HttpResponseParser(protocol, loop, 2**16, auto_decompress=False)
         found, _, _ = parser.feed_data(data)
     except (HttpProcessingError, ValueError):
         return
