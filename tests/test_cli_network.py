@@ -333,8 +333,8 @@ def test_without_a_key_start_says_in_two_lines_how_to_make_or_join_a_network(run
     says = refused(run, "start")
     assert says == (
         "p2pfl: no network's key on this machine;\n"
-        "make a network:   p2pfl network create home\n"
-        "or join one:      p2pfl start --join FILE     "
+        "  make a network:   p2pfl network create home\n"
+        "  or join one:      p2pfl start --join FILE     "
         "(its file `key`, copied from a member; - asks for the token instead)\n"
     )
     assert "p2pfl network create lab" in refused(run, "start", "--network", "lab")
