@@ -271,7 +271,7 @@ def test_texts_of_a_stranger_cannot_steer_the_terminal(run: Run) -> None:
 
     code, out, _ = asyncio.run(scenario())
     assert code == 0
-    assert "[31m[red]eve" in out
+    assert "[31m[red]ev e" in out
     assert "[/]x" in out
     assert not {"\x1b", "\x07", "\u202e"} & set(out)
 
