@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -61,6 +62,15 @@ def answers(host: Host, *addresses: str, within_s: float = 1.0) -> list[bool]:
     return [line.split()[0] == str(_BYTES) for line in lines]
 
 
+def answer_again(host: Host, *addresses: str) -> bool:
+    """Whether all answer before long: a look-up that failed while they were apart may stand in the way for seconds."""
+    deadline = time.monotonic() + 10.0 * SLACK
+    while not all(answers(host, *addresses)):
+        if time.monotonic() > deadline:
+            return False
+    return True
+
+
 def test_hosts_reach_each_other_on_every_interface_and_by_both_families(hosts: list[Host]) -> None:
     a, b, _, _ = hosts
     assert answers(a, *b.addresses(), f"{b.link_local}%eth0") == [True, True, True]
@@ -100,7 +110,7 @@ def test_groups_are_split_and_healed(hosts: list[Host]) -> None:
         assert answers(a, b.address, c.address, c.addresses()[1], within_s=0.3) == [True, False, False]
         assert answers(d, c.address, b.address, within_s=0.3) == [True, False]
         heal(hosts)
-        assert answers(a, c.address, c.addresses()[1]) == [True, True]
+        assert answer_again(a, c.address, c.addresses()[1])
 
 
 def test_bandwidth_is_limited_both_ways(hosts: list[Host]) -> None:
