@@ -37,6 +37,7 @@ from p2pfl.protocol.messages import (
     Probe,
     Ready,
     Refused,
+    Running,
     Settings,
     SnapshotWanted,
     Start,
@@ -355,7 +356,7 @@ class PeerCore:
         running = self._course.state == "running"
         learned = self._gossip.met(said, hello, now, running=running)
         effects: list[Effect] = [] if learned is None else self._learned(learned, now)
-        effects += self._learn((hello.me, *hello.members), met.link, now)
+        effects += self._learn((hello.me, *hello.members), met.link, now, running=hello.running)
         run, told = self._lobby.running, self._table.told()
         messages: list[Message] = []
         if run is not None and hello.running is None and said.running is None:
@@ -389,8 +390,20 @@ class PeerCore:
         effects = self._gossip.declare_dead(peer, self._course.change_round())
         return effects + self._course.settle(now) + self._course.neighbors_done() if effects else []
 
-    def _learn(self, records: Sequence[Member], link: LinkId, now: float, *, trusted: bool = False) -> list[Effect]:
-        """Take in records that are their peers' own word; the first one that is not costs the connection."""
+    def _learn(
+        self,
+        records: Sequence[Member],
+        link: LinkId,
+        now: float,
+        *,
+        trusted: bool = False,
+        running: Running | None = None,
+    ) -> list[Effect]:
+        """Take in records that are their peers' own word; the first one that is not costs the connection.
+
+        Args:
+            running: the run that came with them.
+        """
         teller = self._links.peer_of(link)
         if teller is None:
             return []
@@ -406,7 +419,7 @@ class PeerCore:
                 # Honest peers pass on nothing that they have not verified, and the rest may be a thousand such ones.
                 return self._contacts.refuse(link, error)
             sound.append(record)
-        grant = MAX_ROUND if trusted and self._course.state == "lobby" else self._course.grant()
+        grant = MAX_ROUND if trusted and self._course.state == "lobby" else self._course.grant(running)
         return self._learned(self._gossip.learn(sound, teller, now, grant=grant, trusted=trusted), now)
 
     def _learned(self, learned: Learned, now: float) -> list[Effect]:

@@ -326,8 +326,18 @@ class Course:
             base = median_low(known) if known else 0
         return latest_change(max(base, self.round), len(in_the_run(self._table, self._table.me, 0)))
 
-    def grant(self) -> int | None:
-        """The last round that this peer takes for one to begin with, as most members are heard; None if it asks not."""
+    def grant(self, told: Running | None = None) -> int | None:
+        """The last round that this peer takes for one to begin with, as most members are heard; None if it asks not.
+
+        In the lobby, word that it is among those who begin may come before the `Start` does, with that of the run.
+
+        Args:
+            told: the run that somebody is just telling of.
+        """
+        running = self._lobby.running or told
+        if self.state == "lobby" and running is not None:
+            rounds = [self._progress.round_of(member.peer) for member in self._contacts.connected()]
+            return running.start if median_low(rounds or [0]) <= running.start + AHEAD else None
         if self.state != "joining":
             return None
         known = [self._progress.round_of(peer) for peer in self._could_answer()]

@@ -97,6 +97,8 @@ class Gossip:
             standing = self._table.get(record.peer)
             if record.state == "dead" and standing is not None and standing.state not in GONE and self._hears(standing):
                 effects += self.warn(record, now)
+            elif trusted and standing is not None and standing.state == "lobby" and _overtaken(record, standing):
+                believed.append(msgspec.structs.replace(standing, state="member", since=record.since))
             elif trusted or (record.peer == teller and (record.until or 0) <= latest):
                 believed.append(record)
             elif standing is not None and self._hears(standing) and _moved(record, standing):
@@ -289,3 +291,8 @@ def _moved(record: Member, standing: Member) -> bool:
     if standing.state != "member" or record.state != "member" or record.incarnation != standing.incarnation:
         return False
     return (record.since or 0) > (standing.since or 0)
+
+
+def _overtaken(record: Member, standing: Member) -> bool:
+    """Whether who begins a run counts a peer in that has contradicted a rumor of its death meanwhile."""
+    return record.state == "member" and record.incarnation < standing.incarnation
