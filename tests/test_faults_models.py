@@ -221,11 +221,13 @@ def test_disjoint_versions_get_a_refusal_at_both_ends_that_names_both() -> None:
         nodes = Nodes(min_peers=2, rounds=2, wait_s=5.0)
         old = await nodes.start("a", Numbers(1.0))
         new = await nodes.start("b", Numbers(1.0), Liar(versions(VERSIONS[1] + 1, VERSIONS[1] + 2)))
-        with pytest.raises(NetworkError, match=f"speaks.*{VERSIONS[1]}"):
-            await new.result()
+        for one in (new, old):
+            with pytest.raises(NetworkError, match="no peer was found within 5 s; another peer speaks another version"):
+                await one.result()
         refusal = await old.watch.first(Refusal, reason="no common version")
         assert refusal.what == "hello"
-        old.peer.stop()
-        await old.result()
+        mine, theirs = VERSIONS[1], VERSIONS[1] + 1
+        assert refusal.detail.endswith(f"this peer speaks {mine} to {mine}, the other one {theirs} to {theirs + 1}")
+        assert 1 < len(old.watch.all(Refusal)) < 20  # it is tried again, and not without end
 
     scene(work())

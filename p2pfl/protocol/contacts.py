@@ -68,6 +68,7 @@ class Contacts:
         self._said: dict[LinkId, Hello] = {}  # until the other end's hello comes
         self._knew: dict[PeerId, frozenset[tuple[PeerId, str]]] = {}  # of whom a peer knew when it was met, and seats
         self._warned_of: set[str] = set()
+        self.told_off: tuple[str, ...] = ()  # why others would not talk, if what they say is true, or this one to them
 
     def opened(
         self,
@@ -144,6 +145,9 @@ class Contacts:
         detail = str(error).removeprefix(error.reason).removeprefix(": ")
         what = "hello" if self._links.peer_of(link) is None else "message"
         told = self.refusal(link, what, error)
+        self._links.turned_down(link)
+        if error.reason == "no common version":
+            self.told_off = tuple(dict.fromkeys((*self.told_off, _TAKEN[error.reason])))
         return [told, Send(link, Refused(error.reason, detail[:500])), Close(link, error.reason)]
 
     def refusal(self, link: LinkId, what: str, error: ProtocolError) -> Effect:
@@ -163,10 +167,12 @@ class Contacts:
         """The other end will not talk on this connection."""
         if refusal.reason == _SURPLUS and self._links.peer_of(link) is not None:
             return [Close(link, _SURPLUS)] if self._links.left_by_other(link) else []
+        self._links.turned_down(link)
         effects: list[Effect] = [Close(link, "refused")]
         text = _TAKEN.get(refusal.reason)
         if text is not None and refusal.reason not in self._warned_of and self._table.me.state == "lobby":
             self._warned_of.add(refusal.reason)  # once: its words are nobody's to read, and worth no more
+            self.told_off = tuple(dict.fromkeys((*self.told_off, text)))
             effects.append(Emit(Warned(peer=self._table.me.peer, text=text)))
         return effects
 

@@ -99,7 +99,7 @@ class Course:
         if self.state == "finished" and self._linger_until is not None and self._linger_until <= now:
             return effects + self.leave("rounds")
         if self.state == "lobby" and self._lobby.wait_until is not None and self._lobby.wait_until <= now:
-            return effects + self.fail(self._lobby.nobody(self._contacts.count))
+            return effects + self.fail(self._lobby.nobody(self._contacts.count, self._contacts.told_off))
         return effects + (self.rounds.advance(now) if self.rounds is not None else [])
 
     # The lobby

@@ -49,6 +49,7 @@ class _Target:
     budget: DialBudget | None = None  # against which the dial under way counts
     proved: frozenset[str] = frozenset()  # the addresses of the last dial that reached it
     failing_since: float | None = None
+    turned_down: int = 0  # times in a row, by either end, after it was reached
     hastened_at: float = -inf
 
     @property
@@ -69,6 +70,7 @@ class Links:
         self._link_of: dict[PeerId, LinkId] = {}
         self._hello_of: dict[PeerId, Hello] = {}
         self._left_by_other: set[LinkId] = set()
+        self._turned_down: set[LinkId] = set()
         self._proven: dict[LinkId, PeerId] = {}
         self._strangers = DialBudget()
         self._members = DialBudget(_MEMBERS_AT_ONCE, _MEMBERS_PER_S, _MEMBERS_BURST)
@@ -253,7 +255,8 @@ class Links:
         if hello.network != self._network:
             raise ProtocolError("other network", f"this is {self._network!r}")
         if hello.versions[0] > VERSIONS[1] or hello.versions[1] < VERSIONS[0]:
-            raise ProtocolError("no common version", f"this peer speaks {VERSIONS[0]} to {VERSIONS[1]}")
+            mine, theirs = (f"{lowest} to {highest}" for lowest, highest in (VERSIONS, hello.versions))
+            raise ProtocolError("no common version", f"this peer speaks {mine}, the other one {theirs}")
         proven, dialed = self._proven.get(link, ""), self._dialed.get(link)
         if proven and hello.me.peer != proven:
             raise ProtocolError("wrong peer id", f"{hello.me.peer}, with the key of {proven}")
@@ -299,6 +302,10 @@ class Links:
                 self._link_of[peer] = others[-1]
         return self._link_of.get(peer) != link
 
+    def turned_down(self, link: LinkId) -> None:
+        """One end will not talk to the other, though both may have said hello: it is dialed less and less often."""
+        self._turned_down.add(link)
+
     def is_left_by_other(self, link: LinkId) -> bool:
         """Whether the other end has said its last word on a connection."""
         return link in self._left_by_other
@@ -318,8 +325,15 @@ class Links:
         self._left_by_other.discard(link)
         self._proven.pop(link, None)
         self._look()
-        if peer is None and key is not None:
-            self.dial_failed(key, now)  # it never got as far as a hello: no hurry to dial again
+        down = link in self._turned_down
+        self._turned_down.discard(link)
+        target = self._targets.get(key or "")
+        if target is not None and peer is not None:
+            target.turned_down = target.turned_down + 1 if down else 0
+            if down:
+                target.failures = target.turned_down
+        if key is not None and (peer is None or down):
+            self.dial_failed(key, now)  # it never got as far as a hello, or no further: no hurry to dial again
         if peer is None or self._link_of.get(peer) != link:
             return None
         remaining = self._links_to(peer)

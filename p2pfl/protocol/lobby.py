@@ -150,9 +150,16 @@ class Lobby:
         """When waiting for enough peers is given up; None once a run is known, or without a limit."""
         return self._wait_until if self.running is None else None
 
-    def nobody(self, found: int) -> str:
-        """What the person reads then."""
+    def nobody(self, found: int, told_off: Sequence[str]) -> str:
+        """What the person reads then.
+
+        Args:
+            found: how many peers there is a connection to.
+            told_off: why others would not talk, as far as they said.
+        """
         seen = "no peer was found" if not found else f"only {found} of the peers needed were found"
+        if told_off:
+            return f"{seen} within {self._wait_s:g} s; {'; '.join(told_off)}"
         return f"{seen} within {self._wait_s:g} s; start p2pfl on another machine, or give --peer HOST:PORT"
 
 
