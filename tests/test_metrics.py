@@ -11,7 +11,7 @@ import urllib.error
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
+from urllib.request import ProxyHandler, build_opener
 
 import pytest
 import torch
@@ -38,6 +38,8 @@ from p2pfl.model_files import Checkpoint
 from p2pfl.telemetry.listener import address_of, shown
 from p2pfl.telemetry.metrics import Metrics
 
+# Straight there: `urlopen` keeps the proxy that the environment of an earlier test named.
+urlopen = build_opener(ProxyHandler({})).open
 ME, YOU = "a" * 52, "b" * 52
 EVENTS = (
     Listening(peer=ME, name="ann", seat="0", addresses=("10.0.0.1:7470",)),
