@@ -458,7 +458,7 @@ def _held(path: Path, after: int, peer: PeerId | None = None) -> Held | None:
 
 def _again(lock: FileLock) -> bool:
     for _ in range(_LOOKS):
-        time.sleep(0.02)
+        time.sleep(0.02)  # a lock has no queue: whoever looks at it lets go in less
         if lock.take():
             return True
     return False

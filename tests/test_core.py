@@ -240,7 +240,8 @@ def test_a_wait_without_enough_peers_ends_with_an_error() -> None:
     net.run()
     assert net[0].done is not None
     assert net[0].done.error == (
-        "only 1 of the peers needed were found within 30 s; start p2pfl on another machine, or give --peer HOST:PORT"
+        "only 1 of the peers needed were found within 30 s; start p2pfl on another machine, or give --peer HOST:PORT; "
+        "p2pfl doctor says what may be in the way"
     )
     assert net[1].done is not None
     assert net[1].done.error.startswith("no peer was found within 40 s")

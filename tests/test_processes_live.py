@@ -315,7 +315,8 @@ def test_conflict_with_a_run_under_way_names_both_values(live: Live) -> None:
 
 def test_nobody_found_in_time_is_one_line_and_status_2(live: Live) -> None:
     text = only_complaint(live.start("alone", "--wait", "0.5"))
-    assert text == "p2pfl: no peer was found within 0.5 s; start p2pfl on another machine, or give --peer HOST:PORT"
+    mend = "start p2pfl on another machine, or give --peer HOST:PORT; p2pfl doctor says what may be in the way"
+    assert text == f"p2pfl: no peer was found within 0.5 s; {mend}"
 
 
 def test_port_in_use_is_one_line_and_status_2(live: Live) -> None:

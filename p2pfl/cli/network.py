@@ -264,7 +264,7 @@ def _taken_up(ring: "KeyRing", here: "Sequence[Running]") -> set[str]:
         }
         if took == names & now.keys() or time.monotonic() > until:
             return took
-        time.sleep(0.1)
+        time.sleep(0.1)  # between looks at files of other processes, which nothing announces; for a few seconds at most
 
 
 def _banned(ring: "KeyRing", peer: str) -> str:
@@ -299,14 +299,14 @@ def _banned(ring: "KeyRing", peer: str) -> str:
 
 def _table(told: Sequence[dict[str, Any]], console: Console) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for title in ("network", "key", "former keys honored", "banned", "peers of this machine"):
-        table.add_column(title, justify="left" if title in ("network", "peers of this machine") else "right")
+    for title in ("network", "tag", "key", "former keys", "banned", "peers of this machine"):
+        table.add_column(title, justify="left" if title in ("network", "tag", "peers of this machine") else "right")
     for one in told:
         peers = ", ".join(
             f"{name} {id[:8]}" + (" (running)" if name in one["running"] else "")
             for name, id in one["identities"].items()
         )
-        texts = (one["name"], str(one["epoch"]), str(one["former"]), str(len(one["banned"])), peers or "–")
+        texts = (one["name"], one["tag"], str(one["epoch"]), str(one["former"]), str(len(one["banned"])), peers or "–")
         table.add_row(*(Text(text, style="bold" if index == 0 else "") for index, text in enumerate(texts)))
     console.print(table)
 

@@ -160,7 +160,8 @@ class Lobby:
         seen = "no peer was found" if not found else f"only {found} of the peers needed were found"
         if told_off:
             return f"{seen} within {self._wait_s:g} s; {'; '.join(told_off)}"
-        return f"{seen} within {self._wait_s:g} s; start p2pfl on another machine, or give --peer HOST:PORT"
+        mend = "start p2pfl on another machine, or give --peer HOST:PORT; p2pfl doctor says what may be in the way"
+        return f"{seen} within {self._wait_s:g} s; {mend}"
 
 
 def ready_message(prepared: Prepared) -> Ready:
