@@ -328,7 +328,8 @@ def test_who_comes_later_and_asks_for_another_value_than_a_default_is_told_it() 
             async with asyncio.timeout(60):
                 await begun.wait()
             with pytest.raises(RecipeError, match=r"runs with lr=0\.1, you asked for lr=0\.5; leave out --lr"):
-                await late.run()
+                async with asyncio.timeout(60):
+                    await late.run()
             first.stop()
             second.stop()
 
