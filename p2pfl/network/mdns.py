@@ -62,7 +62,8 @@ _QUERY, _POINTER, _INTERNET = 0, 12, 1  # flags of a question, type PTR, class I
 _DOWN_RETRY_S = 1.0
 _GOODBYE_S = 1.0
 _LAST_WORDS_S = 0.5  # an answer put together before a goodbye may be sent after it
-_QUESTIONS = 3  # on a new interface, one a refresh: the first may be lost
+_QUESTIONS = 3  # on a new interface: the first may be lost
+_ASK_AGAIN_S = 1.1  # doubled each time (RFC 6762, section 5.2); who heard the same question in the last second is silent
 
 
 class MdnsDiscovery:
@@ -181,10 +182,16 @@ class MdnsDiscovery:
     async def _keep_fresh(self) -> None:
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(self._refresh_s if self._connected else min(_DOWN_RETRY_S, self._refresh_s)):
+                async with asyncio.timeout(self._pause_s()):
                     await self._announced.wait()
             self._announced.clear()
             await self._refresh()
+
+    def _pause_s(self) -> float:
+        """Until the next look at the interfaces."""
+        if self._questions:
+            return min(_ASK_AGAIN_S * 2 ** (_QUESTIONS - 1 - self._questions), self._refresh_s)
+        return self._refresh_s if self._connected else min(_DOWN_RETRY_S, self._refresh_s)
 
     async def _refresh(self) -> None:
         try:
