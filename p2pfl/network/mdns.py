@@ -190,7 +190,7 @@ class MdnsDiscovery:
     def _pause_s(self) -> float:
         """Until the next look at the interfaces."""
         if self._questions:
-            return min(_ASK_AGAIN_S * 2 ** (_QUESTIONS - 1 - self._questions), self._refresh_s)
+            return min(_ASK_AGAIN_S * 2.0 ** (_QUESTIONS - 1 - self._questions), self._refresh_s)
         return self._refresh_s if self._connected else min(_DOWN_RETRY_S, self._refresh_s)
 
     async def _refresh(self) -> None:
