@@ -63,7 +63,7 @@ _DOWN_RETRY_S = 1.0
 _GOODBYE_S = 1.0
 _LAST_WORDS_S = 0.5  # an answer put together before a goodbye may be sent after it
 _QUESTIONS = 3  # on a new interface: the first may be lost
-_ASK_AGAIN_S = 1.1  # doubled each time (RFC 6762, section 5.2); who heard the same question in the last second is silent
+_ASK_AGAIN_S = 1.1  # doubled each time (RFC 6762, section 5.2); a responder drops the same twice in a second
 
 
 class MdnsDiscovery:
