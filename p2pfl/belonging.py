@@ -203,7 +203,7 @@ class Belonging:
 
     def _honor(self, former: tuple[NetworkKey, ...]) -> None:
         if self.ring is not None:
-            self._follow(KeyRing(self.ring.key, self.ring.epoch, former, self.ring.banned))
+            self._follow(self.ring.honoring(former))
 
     def _follow(self, ring: KeyRing) -> None:
         if ring == self.ring:

@@ -57,6 +57,11 @@ class Generations:
         """Whether there are any, readable or not."""
         return self.path.exists() or self.previous.exists()
 
+    @property
+    def sound(self) -> Path | None:
+        """The newest one that is known to be complete."""
+        return self._sound
+
     def newest(self) -> Checkpoint:
         """Who and where the peer was, as of the newest one that is complete.
 

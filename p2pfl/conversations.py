@@ -14,6 +14,7 @@ from p2pfl.errors import LinkClosed, ProtocolError, Unreachable
 from p2pfl.events import Refusal
 from p2pfl.network.dialing import connect_to_any
 from p2pfl.network.discovery import join_address, split_address
+from p2pfl.network.links import CLOSED_THERE
 from p2pfl.network.transport import Link, Transport
 from p2pfl.protocol.messages import Hello, Message, decode, encode
 from p2pfl.protocol.participant import DialFailed, Event, LinkId, LinkLost, LinkOpened, Received
@@ -57,6 +58,7 @@ class _Conversation:
     outbox: asyncio.Queue[bytes | str] = field(default_factory=asyncio.Queue)  # messages, then why it is closed
     waiting: int = 0  # bytes in the outbox
     peer: PeerId = ""  # as its hello said
+    dialed: Sequence[str] = ()  # where, if this end did
 
 
 class Conversations:
@@ -81,7 +83,7 @@ class Conversations:
         self._conversations: dict[LinkId, _Conversation] = {}
         self._buckets: dict[PeerId, _Bucket] = {}
         self._count = 0
-        self._unreached: set[str] = set()
+        self._unreached: dict[str, str] = {}  # whom, and why
         self._none = asyncio.Event()
         self._none.set()
         self.open = True  # to new connections
@@ -104,16 +106,16 @@ class Conversations:
             link = await connect_to_any(self._transport, addresses, owner=owner)
         except Unreachable as error:
             # Where it is refused nobody is there, and nothing was turned down; a peer that is gone is told of once.
-            if not error.refused and key not in self._unreached:
+            if not error.refused and self._unreached.get(key) != error.reason:
                 if len(self._unreached) >= _MOST_UNREACHED:
                     self._unreached.clear()
-                self._unreached.add(key)
-                self._refused("dial", "unreachable", other=owner, remote=", ".join(addresses), detail=str(error))
+                self._unreached[key] = error.reason
+                self._refused("dial", error.reason, other=owner, remote=", ".join(addresses), detail=str(error))
             self._handle(DialFailed(key, error.refused, str(error)))
             return
-        self._unreached.discard(key)
+        self._unreached.pop(key, None)
         if self.open:
-            await self._converse(link, key)
+            await self._converse(link, key, addresses)
         else:
             await link.close("left")
 
@@ -139,15 +141,20 @@ class Conversations:
         elif conversation is not None:
             conversation.outbox.put_nowait(why)
 
+    @property
+    def dialed(self) -> dict[PeerId, Sequence[str]]:
+        """Whom this end has dialed, and where, of those it talks to."""
+        return {one.peer: one.dialed for one in self._conversations.values() if one.peer and one.dialed}
+
     async def ended(self) -> None:
         """Wait for the last connection to end."""
         await self._none.wait()
 
-    async def _converse(self, link: Link, dialed: str | None) -> None:
+    async def _converse(self, link: Link, dialed: str | None, addresses: Sequence[str] = ()) -> None:
         """One connection from its first message to its last."""
         self._count += 1
         number = self._count
-        conversation = _Conversation(link, asyncio.get_running_loop().create_future())
+        conversation = _Conversation(link, asyncio.get_running_loop().create_future(), dialed=addresses)
         self._conversations[number] = conversation
         self._none.clear()
         try:
@@ -171,6 +178,8 @@ class Conversations:
                 end.cancel()
             results = await asyncio.gather(*ends, return_exceptions=True)
             why = next((result for result in results if isinstance(result, str)), "broken")
+            if why == CLOSED_THERE + "banned" and link.proven:
+                self._refused("connection", "banned there", number, conversation)
             self._handle(LinkLost(number, why))
             try:
                 await link.close(why)

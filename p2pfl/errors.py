@@ -51,11 +51,12 @@ class NetworkError(P2pflError):
 
 
 class Unreachable(NetworkError):
-    """No connection came about; `refused` where the machine answered that nobody listens there."""
+    """No connection came about; `refused` where the machine answered that nobody listens there; `reason` is counted."""
 
-    def __init__(self, detail: str, *, refused: bool = False) -> None:
+    def __init__(self, detail: str, *, refused: bool = False, reason: str = "unreachable") -> None:
         super().__init__(detail)
         self.refused = refused
+        self.reason = reason
 
 
 class LinkClosed(NetworkError):

@@ -86,6 +86,7 @@ class ShareRejected(_Event, frozen=True):
     round: int
     other: PeerId
     reason: str
+    times: int = 1  # how often in one round, where many are told of as one
 
 
 class Refusal(_Event, frozen=True):

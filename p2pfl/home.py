@@ -1,7 +1,7 @@
 """What one machine keeps of its networks, under `P2PFL_HOME`: keys, identities, incarnations, who was met.
 
     networks/NAME/key                     the network's key as a token, one line: the file to copy
-    networks/NAME/ring.json               epoch, key, former keys that are honored, who is banned
+    networks/NAME/ring.json               epoch, key, former keys that are honored, tags of older ones, who is banned
     networks/NAME/identities/PEER.json    a peer's private key, and how often it was started
     networks/NAME/peers.json              the members of the last runs: ids, names, addresses
 
@@ -11,6 +11,7 @@ All of it is for the user's eyes only (files 0600, folders 0700) and written who
 import os
 import re
 import secrets
+import shlex
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -35,7 +36,7 @@ from p2pfl.home_files import (
     writable_by_others,
 )
 from p2pfl.identity import SECRET_BYTES, Identity
-from p2pfl.network_key import KEY_BYTES, KeyRing, NetworkKey
+from p2pfl.network_key import KEY_BYTES, MOST_RETIRED, KeyRing, NetworkKey
 from p2pfl.types import PeerId
 
 __all__ = [
@@ -80,6 +81,7 @@ class _Ring(msgspec.Struct, frozen=True):
     epoch: Annotated[int, Meta(ge=0)] = 0
     former: tuple[str, ...] = ()
     banned: tuple[str, ...] = ()
+    retired: tuple[str, ...] = ()
 
 
 class _Stored(msgspec.Struct, frozen=True):
@@ -172,9 +174,10 @@ def join_network(token: str, *, replace: bool = False) -> KeyRing:
                 f"this is key number {given.epoch} of network {key.name!r}, and number {ring.epoch} is here: take the "
                 f"file `key` of a member again, or go back for good by: p2pfl network remove {key.name}"
             )
-        ring = KeyRing(key, given.epoch, banned=ring.banned if ring is not None else frozenset())
-        _write_ring(ring)
-    return ring
+        kept = KeyRing(key, given.epoch, banned=ring.banned if ring is not None else frozenset())
+        kept = kept.after(ring) if ring is not None else kept
+        _write_ring(kept)
+    return kept
 
 
 def ring_of(name: str) -> KeyRing | None:
@@ -194,6 +197,7 @@ def ring_of(name: str) -> KeyRing | None:
         stored.epoch,
         tuple(_ring_in(path, token, name).key for token in stored.former),
         frozenset(stored.banned),
+        stored.retired[:MOST_RETIRED],
     )
 
 
@@ -210,7 +214,7 @@ def store_ring(ring: KeyRing) -> KeyRing:
             former = ring.former if joined.key == ring.key else joined.former
             if stored.key == ring.key:  # either may have retired a key
                 former = tuple(key for key in joined.former if key in ring.former)
-            ring = KeyRing(joined.key, joined.epoch, former, joined.banned)
+            ring = joined.honoring(former)
         if stored != ring:
             _write_ring(ring)
     return ring
@@ -385,12 +389,13 @@ def exposed(network: str, *more: Path) -> list[str]:
     folder = folder_of(network)
     files = (folder / "key", folder / "ring.json", *sorted((folder / "identities").glob("*.json")), *more)
     readable = [
-        f"{path} can be read by other users of this machine; mend it by: chmod 600 {path}"
+        f"{path} can be read by other users of this machine; mend it by: chmod 600 {shlex.quote(str(path))}"
         for path in files
         if readable_by_others(path)
     ]
     loose = [
-        f"other users of this machine can put their own files into {path}; mend it by: chmod 700 {path} (as its owner)"
+        f"other users of this machine can put their own files into {path}; mend it by: "
+        f"chmod 700 {shlex.quote(str(path))} (as its owner)"
         for path in (home(), home() / "networks", folder, folder / "identities")
         if writable_by_others(path)
     ]
@@ -400,7 +405,8 @@ def exposed(network: str, *more: Path) -> list[str]:
 def _write_ring(ring: KeyRing) -> None:
     """The ring first: it is what counts, and a crash in between leaves a `key` that the ring still honors."""
     folder = folder_of(ring.name)
-    stored = _Ring(ring.key.token, ring.epoch, tuple(key.token for key in ring.former), tuple(sorted(ring.banned)))
+    former = tuple(key.token for key in ring.former)
+    stored = _Ring(ring.key.token, ring.epoch, former, tuple(sorted(ring.banned)), ring.retired)
     with writable(folder):
         durable.write(folder / "ring.json", msgspec.json.format(msgspec.json.encode(stored)) + b"\n", mode=_PRIVATE)
         durable.write(folder / "key", ring.token.encode() + b"\n", mode=_PRIVATE)

@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -24,6 +24,7 @@ _CHECK_BYTES = 3  # of the token: a slip in typing is noticed
 _TOKEN = re.compile(r"(?P<name>[^\s:]{1,64}):(?P<key>[a-z2-7-]{56,80})(?:\.(?P<epoch>[0-9]{1,13}))?")
 _GROUP = 7  # characters of a token between dashes
 _MOST_EPOCHS = 1 << 40  # as a `KeyChange` has room for
+MOST_RETIRED = 16  # tags of keys that open nothing any more; more tells who comes with an older one
 MOST_FORMER = 4  # more lets in who missed several changes in a row, and whoever stole one of those keys
 
 
@@ -115,12 +116,15 @@ class KeyRing:
         key: the one to use.
         former: keys that others may still come with, the latest first.
         banned: ids that are refused whatever key they hold.
+        retired: tags of keys that were honored once and are no more, the latest first: for words alone, as of who
+            comes with one. They are no part of what two rings are compared by.
     """
 
     key: NetworkKey
     epoch: int = 0
     former: tuple[NetworkKey, ...] = ()
     banned: frozenset[PeerId] = frozenset()
+    retired: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def name(self) -> str:
@@ -149,11 +153,24 @@ class KeyRing:
 
     def rotated(self, key: NetworkKey, banned: Iterable[PeerId] = ()) -> "KeyRing":
         """The ring with a new key; the ones before are still honored, unless `without_former`."""
-        return KeyRing(key, self.epoch + 1, self._with_former(key), self.banned | frozenset(banned))
+        former, banned = self._with_former(key), self.banned | frozenset(banned)
+        return KeyRing(key, self.epoch + 1, former, banned).after(self)
 
     def without_former(self) -> "KeyRing":
         """The ring once everybody has the new key."""
-        return KeyRing(self.key, self.epoch, (), self.banned)
+        return self.honoring(())
+
+    def honoring(self, former: tuple[NetworkKey, ...]) -> "KeyRing":
+        """The ring with these former keys, and no others."""
+        return replace(self, former=former).after(self)
+
+    def after(self, before: "KeyRing") -> "KeyRing":
+        """This ring, which knows the tags of the keys that the one before it honored."""
+        honored = {key.tag for key in self.keys}
+        gone = (key.tag for key in before.keys)
+        tags = (*gone, *self.retired, *before.retired)
+        retired = tuple(dict.fromkeys(tag for tag in tags if tag not in honored))[:MOST_RETIRED]
+        return replace(self, retired=retired)
 
     def joined(self, other: "KeyRing") -> "KeyRing":
         """This ring after hearing of another one of the network: the same key and bans whoever hears first of which.
@@ -172,7 +189,8 @@ class KeyRing:
             parts = sorted((self.key.secret, other.key.secret))
             key = NetworkKey(self.name, hashlib.sha256(b"p2pfl keys of two bans" + b"".join(parts)).digest())
             epoch = max(self.epoch, other.epoch) + 1
-        return KeyRing(key, epoch, self._with_former(key) if banned == self.banned else (), banned)
+        former = self._with_former(key) if banned == self.banned else ()
+        return KeyRing(key, epoch, former, banned, other.retired).after(self)
 
     def _with_former(self, key: NetworkKey) -> tuple[NetworkKey, ...]:
         return tuple(one for one in self.keys if one != key)[:MOST_FORMER]

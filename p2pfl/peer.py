@@ -45,7 +45,7 @@ from p2pfl.network.discovery import (
     split_address,
 )
 from p2pfl.network.http import HttpTransport
-from p2pfl.network.interfaces import listening_hosts, local_addresses
+from p2pfl.network.interfaces import insecure_warning, listening_hosts, local_addresses
 from p2pfl.network.mdns import MdnsDiscovery
 from p2pfl.network.tls import Credentials
 from p2pfl.network.transport import Transport
@@ -57,6 +57,7 @@ from p2pfl.protocol.participant import Done, KeyChosen, Prepared, Rules, Stop, T
 from p2pfl.protocol.participant import Found as FoundEvent
 from p2pfl.recipe import PACE, Asked, NetworkRecipe, complaint, recipe_of, standing_settings
 from p2pfl.shell import Outcome, Shell
+from p2pfl.shut_out import PATIENCE_S, ShutOut
 from p2pfl.sinks import tee
 from p2pfl.state import State, Stateful
 from p2pfl.types import PeerId, Setting
@@ -209,6 +210,9 @@ class Peer:
         self._core: PeerCore | None = None
         self._history: list[RoundFinished] = []
         self._state = "waiting"
+        self._shut_out = ShutOut(self.network, ())
+        self._shut_out_look: asyncio.TimerHandle | None = None
+        self._banned = False
         self._verified: Callable[[PeerId], None] = ignore  # tells discovery whose candidate proved its key
         self._recipe: NetworkRecipe | None = None
         self._settings: dict[str, Setting] = {}  # of the network
@@ -257,12 +261,14 @@ class Peer:
         if ours:
             self._transport = _lan_transport(self._interface, self._port, belonging.credentials)
             if self._insecure:
-                self._warn("nothing is encrypted, and whoever reaches this machine can take part")
+                self._warn(insecure_warning(listening_hosts(self._interface)))
         self._belonging, self.id = belonging, belonging.peer
         return belonging
 
     async def _run(self, belonging: Belonging, asked: dict[str, Setting], firm: dict[str, Setting]) -> Result:
         instance = new_id()
+        earlier = self._checkpoint.members if self._checkpoint else belonging.met()
+        self._shut_out, self._shut_out_look, self._banned = ShutOut(self.network, earlier), None, False
         shell = Shell(
             self.id,
             _NotYet(),
@@ -310,7 +316,6 @@ class Peer:
             for text in self._untold:
                 shell.warn(text)
             self._untold.clear()
-            earlier = self._checkpoint.members if self._checkpoint else belonging.met()
             for address in (*self._seeds, *earlier):
                 shell.handle(FoundEvent("", (address,), address in self._seeds))
             async with asyncio.TaskGroup() as group:  # until the run is over and cancels this
@@ -326,9 +331,12 @@ class Peer:
             outcome = await shell.run(first)
         finally:
             self._shell, self._stop_asked, self._ended = None, False, True
+        if self._banned:
+            raise NetworkError(self._shut_out.text)
         if outcome.error:
-            conflict = "asked for" in outcome.error or "runs with" in outcome.error
-            raise (RecipeError if conflict else NetworkError)(outcome.error)
+            if "asked for" in outcome.error or "runs with" in outcome.error:
+                raise RecipeError(outcome.error)
+            raise NetworkError("\n".join(filter(None, (outcome.error, self._shut_out.text))))
         return self._result(shell, outcome)
 
     def stop(self) -> None:
@@ -395,6 +403,13 @@ class Peer:
             self._untold.append(text)
         else:
             self._shell.warn_from_thread(text)
+
+    @property
+    def resumed_from(self) -> tuple[Path, int] | None:
+        """The checkpoint with which it goes on, and the round before which that was written; None without `resume`."""
+        if self._checkpoint is None or self._generations is None:
+            return None
+        return self._generations.sound or self._generations.path, self._checkpoint.round
 
     @property
     def model_path(self) -> Path | None:
@@ -530,6 +545,8 @@ class Peer:
         return vector, 0
 
     def _note(self, event: RunEvent) -> None:
+        if self._shut_out.take(event) and self._shut_out_look is None:
+            self._shut_out_look = asyncio.get_running_loop().call_later(PATIENCE_S, self._tell_shut_out)
         if isinstance(event, RoundFinished):
             self._history.append(event)
         elif isinstance(event, StateChanged):
@@ -537,6 +554,15 @@ class Peer:
         elif isinstance(event, PeerJoined) and self._belonging is not None:
             for name in self._belonging.names(event.other):
                 self._verified(name)
+
+    def _tell_shut_out(self) -> None:
+        self._shut_out_look = None
+        shell = self._shell
+        if shell is not None and self._shut_out.over:
+            self._banned = True
+            shell.stop()
+        elif shell is not None and (text := self._shut_out.news()):
+            shell.warn(text)
 
     def _status(self) -> bytes:
         core, recipe = self._core, self._recipe

@@ -13,6 +13,10 @@ CONNECTION: Mapping[str, str] = {
     "no certificate": "It showed no certificate of the network: a scanner, a browser, or a peer without the key.",
     "foreign certificate": "Its certificate is of another network key: give it this network's token, or a newer one.",
     "other network": "It belongs to another network: check --network on both.",
+    "former key": "It came with a key that was replaced: if it is to come in, p2pfl network token NAME here gives the "
+    "new one, p2pfl network join --replace - takes it there.",
+    "other key": "Who is there has another key: changed while this machine was away, or of another network.",
+    "banned there": "That member says that this peer was banned from the network.",
     "banned": "Its id was banned from the network by one of the members.",
     "handshake too slow": "TLS was not agreed on in time: a very busy machine, or somebody who holds connections open.",
     "broken handshake": "TLS broke off half-way: a scanner, or a connection that was cut.",

@@ -55,8 +55,12 @@ from p2pfl.protocol.participant import (
 )
 from p2pfl.state import State, Stateful
 from p2pfl.types import PeerId
+from p2pfl.worker import Worker
 
+_RELINK_S = 6.0  # after another key: the others may take it a while later (`rekeying.PAUSE_S`); see `Limits.rekeyed_s`
+_BETWEEN_S = 0.05  # two such dials
 _FLUSH_S = 1.25  # for the last messages when leaving
+STUCK_S = 30.0  # for the step of training under way to end, or what builds the model; then it is left to itself
 _T = TypeVar("_T")
 
 
@@ -138,7 +142,7 @@ class Shell:
         self._fetches: dict[tuple[PeerId, str], asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = threading.Event()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="p2pfl-worker")
+        self._worker = Worker("p2pfl-worker")
         self._saver = ThreadPoolExecutor(1, thread_name_prefix="p2pfl-saver")
         self._saving = False
         # The newest one alone; taken out by the thread that writes it: what is canceled before is still there then.
@@ -179,12 +183,29 @@ class Shell:
         finally:
             self._close()
             # The last checkpoint first: training may take long to end, and whoever waits for it may lose patience.
-            await asyncio.to_thread(self._saver.shutdown)
-            await asyncio.to_thread(self._write_unsaved)
-            await asyncio.to_thread(self._worker.shutdown)
+            try:
+                await _insisting(asyncio.to_thread(self._save_all))
+                await self._rest()
+            finally:
+                self._worker.shutdown(wait=False)
         if self._error is not None:
             raise self._error
         return Outcome(done.round, done.error, dict(self.failures))
+
+    def _save_all(self) -> None:
+        self._saver.shutdown()
+        self._write_unsaved()
+
+    async def _rest(self) -> None:
+        """Wait for the worker thread, as long as it can be expected to end."""
+        last = self._worker.last
+        if last is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.wrap_future(last), STUCK_S)
+        if last is None or last.done():
+            self._worker.shutdown()
+        else:
+            self.warn(f"training, or what builds the model, does not end: after {STUCK_S:g} s it is left to itself")
 
     def _close(self) -> None:
         self._stopping.set()
@@ -275,6 +296,7 @@ class Shell:
                 self._spawn(self._build(settings))
             case Rekey(change):
                 self._rekey(change)
+                self._spawn(self._relink())
             case Save(round, vector):
                 if self._checkpoints is not None:
                     self._unsaved.append(self._checkpoints.take(round, vector, self._state))
@@ -419,6 +441,16 @@ class Shell:
         )
         self.emit(refusal)
 
+    async def _relink(self) -> None:
+        """Meet everybody under the new key once they have it, before links under the former one are closed.
+
+        Each link is made anew by the end that dialed it: of two by one end, the later stays, and nothing is lost.
+        """
+        await asyncio.sleep(_RELINK_S)
+        for peer, addresses in self._talk.dialed.items():
+            self._spawn(self._talk.dial(peer, addresses))
+            await asyncio.sleep(_BETWEEN_S)
+
     # Tasks
 
     def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None] | None:
@@ -440,6 +472,19 @@ class Shell:
 
 async def _await(work: Awaitable[None]) -> None:
     await work
+
+
+async def _insisting(work: Coroutine[object, object, None]) -> None:
+    """Wait for something to end, however often this is canceled meanwhile."""
+    task, canceled = asyncio.ensure_future(work), False
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            canceled = True
+    task.result()
+    if canceled:
+        raise asyncio.CancelledError
 
 
 def single_thread() -> None:

@@ -13,7 +13,6 @@ from p2pfl.events import (
     Finished,
     Listening,
     PeerJoined,
-    Refusal,
     RoundFinished,
     RunEvent,
     ShareReceived,
@@ -23,7 +22,7 @@ from p2pfl.events import (
     Started,
 )
 from p2pfl.recipe import recipe_of, to_toml
-from p2pfl.telemetry.repeats import Refusals
+from p2pfl.telemetry.repeats import Seldom
 
 _EDGES_REMEMBERED = 1 << 16  # both ends of a share tell of it about the same time: old rounds need no memory
 METRICS = (
@@ -76,7 +75,7 @@ class RunFiles:
         self._steps: dict[str, int] = {}
         self._rows: Any = None
         self._extra: tuple[str, ...] | None = None
-        self._refusals = Refusals()
+        self._seldom = Seldom()
         self._made = False
         self._began = False
         self._failed = False
@@ -129,13 +128,11 @@ class RunFiles:
         self._count(event)
         if self._events is None:
             return
-        if isinstance(event, Refusal):  # strangers bring them about, as many as they like
-            times = self._refusals.count(event)
-            if times is None:
-                return
-            event = msgspec.structs.replace(event, times=times)
+        told, _ = self._seldom.told(event)
+        if told is None:
+            return
         try:
-            self._events.write(msgspec.json.encode(event).decode() + "\n")
+            self._events.write(msgspec.json.encode(told).decode() + "\n")
             self._write(event)
         except OSError as error:
             self._tell(error)

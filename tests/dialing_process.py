@@ -2,21 +2,25 @@
 
 import asyncio
 import json
+import os
 import sys
 import time
 
 from p2pfl.errors import LinkClosed, Unreachable
+from p2pfl.identity import Identity
 from p2pfl.network.dialing import connect_to_any
 from p2pfl.network.http import HttpTransport
 from p2pfl.network.interfaces import listening_hosts
+from p2pfl.network.tls import Credentials
 from p2pfl.network.transport import Link, Service
+from p2pfl.network_key import KeyRing, NetworkKey
 
 PORT = 7700
 
 
 async def serve() -> None:
     """Accept connections until standard input ends."""
-    transport = HttpTransport(listening_hosts(), PORT)
+    transport = HttpTransport(listening_hosts(), PORT, credentials=_credentials())
     async with transport.serving(_service()):
         print(json.dumps({"listening": transport.port}), flush=True)
         await asyncio.to_thread(sys.stdin.read)
@@ -24,7 +28,7 @@ async def serve() -> None:
 
 async def dial(addresses: list[str]) -> None:
     """Connect to the first that answers, and tell how long it took."""
-    transport = HttpTransport(("127.0.0.1",), None)
+    transport = HttpTransport(("127.0.0.1",), None, credentials=_credentials())
     async with transport.serving(_service()):
         began = time.monotonic()
         try:
@@ -32,8 +36,13 @@ async def dial(addresses: list[str]) -> None:
         except Unreachable as error:
             print(json.dumps({"failed": str(error), "refused": error.refused, "took_s": time.monotonic() - began}))
             return
-        print(json.dumps({"remote": link.remote, "took_s": time.monotonic() - began}))
+        print(json.dumps({"remote": link.remote, "proven": link.proven, "took_s": time.monotonic() - began}))
         await link.close("done")
+
+
+def _credentials() -> Credentials:
+    """Of a member, another one in each process."""
+    return Credentials(Identity(os.urandom(32)), KeyRing(NetworkKey("dialing", bytes(32))))
 
 
 def _service() -> Service:

@@ -32,6 +32,17 @@ def test_round_is_shown_beside_the_same_work_without_a_network(tmp_path: Path) -
     assert shown["ratio"] == pytest.approx(shown["round_s"] / shown["training_only_s"])
 
 
+def test_trust_is_shown_beside_the_same_rounds_and_hellos_with_insecure(tmp_path: Path) -> None:
+    shown = figures(tmp_path, "trust", "--peers", "2", "--rounds", "4", "--turns", "2", "--hellos", "3")
+    assert (shown["peers"], shown["turns"], shown["hellos"], shown["model"]) == (2, 2, 3, "mlp")
+    assert min(shown[f"{way}{of}"] for way in ("", "insecure_") for of in ("round_s", "cpu_s", "hello_ms")) > 0
+    assert len(shown["ratio_by_turn"]) == 2
+    assert shown["ratio"] == pytest.approx(sum(shown["ratio_by_turn"]) / 2)
+    assert shown["cpu_ratio"] > 0
+    assert shown["hello_ms"] > shown["insecure_hello_ms"]  # a handshake and certificates come on top
+    assert not list(tmp_path.iterdir())
+
+
 def test_transfer_is_shown_beside_plain_sockets_and_takes_three_buffers_however_often(tmp_path: Path) -> None:
     shown = figures(tmp_path, "transfer", "--model-mb", "8", "--repeats", "4")
     memory = {"transfer_peak_mb", "peer_peak_over_import_mb"}

@@ -32,6 +32,7 @@ from p2pfl.network.transport import Link, Service
 from p2pfl.network_key import KeyRing, NetworkKey
 
 KEY, OTHER = NetworkKey("home", bytes(range(32))), NetworkKey("home", bytes(32))
+OWN = ("",)  # the tag of an answer that is given none
 ETH = Nic("eth0", ("10.0.0.1",))
 LO = Nic("lo", ("127.0.0.1", "::1"), multicast=False)
 DOCKER = Nic("docker0", ("172.17.0.1",))
@@ -78,7 +79,7 @@ def test_too_few_memberships_say_the_setting() -> None:
         (ETH, Heard(own=True, hosts={"10.0.0.2"}), 0, []),
         (ETH, Heard(own=False), 0, ["own not heard"]),
         (ETH, Heard(own=False, hosts={"10.0.0.2"}), 0, ["own not heard"]),
-        (ETH, Heard(own=True), 0, ["multicast blocked"]),
+        (ETH, Heard(own=True), 0, ["(nobody heard)"]),  # an empty LAN is no fault
         (ETH, Heard(own=True), 1, ["multicast blocked"]),
         (ETH, Heard(own=True, peers={"a": 2}), 0, ["(nobody else)"]),
         (LO, Heard(own=True), 0, []),
@@ -101,21 +102,24 @@ def test_what_is_heard_is_judged(nic: Nic, heard: Heard, reached: int, expected:
         ((Answer("10.0.0.2:7470", "a", tcp="open", why="of another network"),), []),  # its tag tells
         ((Answer("10.0.0.2:7470", tcp="open", why="of another network"),), ["not a member"]),
         ((Answer("10.0.0.2:7470", "a", tcp="open", why="speaks an older TLS than 1.3"),), ["not a member"]),
+        ((Answer("10.0.0.2:7470", "a", "other", tcp="open", why="no network's key is on this machine"),), []),
+        ((Answer("10.0.0.2:7470", "a", "other", tcp="silent"), Answer("10.0.0.3:1", "b", "other", tcp="closed")), []),
+        ((Answer("10.0.0.2:7470", "a", "other", tcp="open", member=True, clock_off_s=99.0),), ["(clock)"]),
     ],
 )
 def test_answers_are_judged(answers: tuple[Answer, ...], expected: list[str]) -> None:
-    assert codes(judge_answers(answers)) == expected
+    assert codes(judge_answers(answers, OWN)) == expected
 
 
 def test_a_firewall_is_mended_by_a_command_with_the_port() -> None:
-    [finding] = judge_answers([Answer("10.0.0.2:7471", "a", tcp="silent")])
+    [finding] = judge_answers([Answer("10.0.0.2:7471", "a", tcp="silent")], OWN)
     assert finding.place == "10.0.0.2:7471"
     assert "ufw allow 7471/tcp" in finding.mend
     assert "firewall-cmd --add-port=7471/tcp" in finding.mend
 
 
 def test_a_wrong_clock_is_told_and_no_problem() -> None:
-    [finding] = judge_answers([Answer("10.0.0.2:7470", tcp="open", member=True, clock_off_s=86400.0)])
+    [finding] = judge_answers([Answer("10.0.0.2:7470", tcp="open", member=True, clock_off_s=86400.0)], OWN)
     assert finding.text == "its clock is 86400 s ahead of this machine's; no decision uses a clock"
 
 
@@ -245,14 +249,14 @@ def test_a_member_answers_a_member_and_dates_it() -> None:
     assert (answer.tcp, answer.member, answer.insecure) == ("open", True, False)
     assert answer.clock_off_s is not None
     assert abs(answer.clock_off_s) < 30
-    assert judge_answers([answer]) == []
+    assert judge_answers([answer], OWN) == []
 
 
 def test_a_member_of_another_key_does_not_answer() -> None:
     answer = knocked(KEY, OTHER)
     assert (answer.tcp, answer.member) == ("open", False)
     assert "another network" in answer.why
-    assert codes(judge_answers([answer])) == ["not a member"]
+    assert codes(judge_answers([answer], OWN)) == ["not a member"]
 
 
 def test_without_a_key_nobody_answers() -> None:

@@ -1,7 +1,7 @@
 """Faults of models and of whoever sends them, between real peers: a liar is one whose own word was altered.
 
-What a share may hold is tested in `test_shell` (41, 42, 43), the seal by itself in `test_seal` (35, 36), slow and late
-peers in `test_processes_live` (19, 45, 46).
+What a share may hold is tested in `test_refused_shares` (41, 42, 43), the seal by itself in `test_seal` (35, 36), and
+slow and late peers in `test_processes_live` (19, 45, 46).
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import msgspec
 import pytest
-from test_shell import PATIENT, Nodes, Numbers, Watch, scene
+from nodes import PATIENT, Nodes, Numbers, Watch, scene
 
 from p2pfl.events import Refusal, RoundFinished, ShareRejected
 from p2pfl.network.http import HttpTransport

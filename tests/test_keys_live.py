@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import live as live_processes
@@ -20,12 +21,13 @@ from p2pfl.belonging import Belonging
 from p2pfl.cli import app
 from p2pfl.errors import Unreachable
 from p2pfl.identity import Identity
-from p2pfl.network.http import fetch_status
+from p2pfl.network.http import Limits, fetch_status
 from p2pfl.network.tls import Credentials
 from p2pfl.network_key import KeyRing, NetworkKey
 
 NAMES = ("a", "b", "c")
 NOTICED_S = 5.0 * SLACK  # a look at the ring on disk every two seconds, and the way to the others
+RENEWED_S = NOTICED_S + Limits().rekeyed_s  # for links to be under the new key alone
 
 
 def play_at(argument: tuple[str, dict[str, Any]]) -> None:
@@ -138,6 +140,13 @@ def test_a_rotated_key_reaches_all_and_no_round_is_missing(
         within_s=NOTICED_S,
     )
     assert [admitted(peer.address, second) for peer in peers] == [True] * 3
+    # Their links began under the key that opens nothing now: they are made anew, and no share is lost by that.
+    began = monotonic()
+    live.until(
+        "all learn, though no link is under the former key any more",
+        lambda: all(peer.of("RoundFinished")[-1]["at"] > began + RENEWED_S for peer in peers),
+        within_s=2 * RENEWED_S,
+    )
     live.all_have(peers, "RoundFinished", round=rotated + 5)
 
     for peer in peers:
@@ -170,7 +179,35 @@ def test_who_is_banned_is_out_and_does_not_get_the_new_key(
     for peer in (a, b):
         assert peer.rounds() == list(range(len(peer.rounds())))
         assert not admitted(peer.address, homes.first)  # a second id of the banned would have to use that key
-    stopped([a, b, c])
+    live.until("c ends", lambda: c.has("Failed"))
+    assert c.of("Failed")[0]["text"] == f"this peer was banned from network {live.network!r} by one of its members"
+    stopped([a, b])
+
+
+def test_a_peer_whose_key_was_changed_while_it_was_away_hears_it(
+    live: Live, tmp_path: Path, command: Callable[..., dict[str, Any]]
+) -> None:
+    homes = Homes(live, tmp_path)
+    first = [homes.peer(name, min_peers=2) for name in "ab"]
+    live.all_have(first, "RoundFinished", round=1)
+    with homes.at("b"):
+        live.until("b has written down whom it met", lambda: len(kept.peers_of(live.network)) == 1)
+    b = first[1]
+    stopped([b])
+    with homes.at("a"):
+        command("network", "rotate", live.network)
+        command("network", "retire", live.network)
+        live.until("it is in use", lambda: kept.running(live.network)[0].tag != homes.first.tag)
+        live.until(
+            "the former key opens nothing", lambda: not admitted(first[0].address, homes.first), within_s=NOTICED_S
+        )
+    again = homes.peer("b", min_peers=2, wait_s=8.0 * SLACK)
+    live.until("a counts it", lambda: first[0].has("Refusal", reason="former key"))
+    live.until("b says so", lambda: any("speak another key" in one["text"] for one in again.of("Warned")))
+    live.until("b gives up", lambda: again.has("Failed"))
+    assert "no peer was found within" in again.of("Failed")[0]["text"]
+    assert f"p2pfl network token {live.network}  and give it here" in again.of("Failed")[0]["text"]
+    stopped([first[0]])
 
 
 def test_a_key_that_was_rotated_while_nobody_ran_is_handed_on_by_the_next_run(

@@ -46,6 +46,8 @@ LAYERS = {
     "bodies": 5,
     "conversations": 5,
     "shell": 5,
+    "worker": 4,
+    "shut_out": 5,
     "peer": 5,
     "local": 5,
     "simulation": 5,

@@ -8,17 +8,12 @@ from contextlib import ExitStack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_http_faults import GET, STATUS, Raw, Wire, refused
+from raw_ends import GET, STATUS, Raw, Wire, refused
 from test_transport import hosts, run
 
 from p2pfl.network.discovery import split_address
 from p2pfl.network.limits import Limits, Rate, Slots, site_of
 from p2pfl.network.transport import PIECE_BYTES, Body, body_of
-
-
-@pytest.fixture(params=[False, True], ids=["plain", "tls"])
-def wire(request: pytest.FixtureRequest) -> Wire:
-    return Wire(request.param)
 
 
 def test_slots_are_so_many_in_all_and_so_many_for_one() -> None:

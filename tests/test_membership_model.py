@@ -9,7 +9,7 @@ from virtual import identity
 
 from p2pfl.errors import ProtocolError
 from p2pfl.protocol.membership import Table
-from p2pfl.protocol.messages import Member
+from p2pfl.protocol.messages import MAX_MEMBERS, Member
 from p2pfl.protocol.records import Verified, signed
 
 NET = "home"
@@ -21,11 +21,13 @@ INDEX = st.integers(0, PEERS - 1)
 class Membership(RuleBasedStateMachine):
     """Some peers who make claims about each other, lie, and pass messages on: late, twice, in any order, or never."""
 
+    most = MAX_MEMBERS
+
     def __init__(self) -> None:
         super().__init__()
         self.ids = [identity(number) for number in range(PEERS)]
         self.tables = [
-            Table(Member(one.peer, str(n), f"n{n}"), lambda m, one=one: signed(m, NET, one))
+            Table(Member(one.peer, str(n), f"n{n}"), lambda m, one=one: signed(m, NET, one), most=self.most)
             for n, one in enumerate(self.ids)
         ]
         self.verified = [Verified(NET) for _ in self.ids]
@@ -81,6 +83,13 @@ class Membership(RuleBasedStateMachine):
         self.take(to, [msgspec.structs.replace(true, **fields)])
         assert list(self.tables[to]) == before
 
+    @rule(who=INDEX, to=INDEX)
+    def greet(self, who: int, to: int) -> None:
+        """One says hello to another, with its own record."""
+        if who != to:
+            self.tables[to].met(self.ids[who].peer)
+            self.take(to, [self.tables[who].me])
+
     @rule(a=INDEX, b=INDEX)
     def exchange(self, a: int, b: int) -> None:
         """Tables are told to each other."""
@@ -105,6 +114,10 @@ class Membership(RuleBasedStateMachine):
             assert (record.incarnation, RANK[record.state]) == (newest, rank)
 
     @invariant()
+    def no_table_holds_more_than_it_may(self) -> None:
+        assert all(len(table) <= self.most for table in self.tables)
+
+    @invariant()
     def nobody_rises_without_a_higher_incarnation(self) -> None:
         for number, table in enumerate(self.tables):
             for record in table:
@@ -115,6 +128,15 @@ class Membership(RuleBasedStateMachine):
                     assert record.incarnation > self.alive.get(key, -1)
 
 
+class Crowded(Membership):
+    """The same with tables that have no room for all: who was forgotten does not rise either."""
+
+    most = 3
+    quiet = exchange = None  # of what was forgotten tables may differ
+
+
+Crowded.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestCrowded = Crowded.TestCase
 Membership.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestMembership = Membership.TestCase
 TestMembership.pytestmark = [pytest.mark.fault(18)]

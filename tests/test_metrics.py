@@ -165,6 +165,20 @@ def test_checkpoints_that_fail_are_seen_until_they_do_no_more(tmp_path: Path) ->
     assert values(metrics)["p2pfl_checkpoint_failures_total"] == 1
 
 
+def test_no_series_tells_when_another_began(metrics: Metrics) -> None:
+    for asked in ("", "?name[]=p2pfl_rounds_total"):
+        with shown(metrics.registry, "127.0.0.1", 0) as address:
+            text = urlopen(f"http://{address}/metrics{asked}", timeout=10).read().decode()
+        assert "p2pfl_rounds_total" in text
+        assert "_created" not in text
+
+
+def test_what_a_peer_does_is_a_series_from_the_start() -> None:
+    metrics = Metrics()
+    metrics(Listening(peer=ME, name="ann", seat="0", addresses=("10.0.0.1:7470",)))
+    assert values(metrics)["p2pfl_state{state=waiting}"] == 1.0
+
+
 def test_names_carry_their_unit_and_what_only_grows_ends_in_total(metrics: Metrics) -> None:
     for family in metrics.registry.collect():
         assert not family.name.endswith(("_s", "_ms", "_kb", "_percent")), family.name

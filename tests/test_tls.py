@@ -406,9 +406,9 @@ def test_peers_on_the_old_and_on_the_new_key_meet_both_ways_until_the_old_one_is
             for one, other in ((a, b), (b, a)):
                 with pytest.raises(Unreachable, match="of another network, or its key was changed"):
                     await one.transport.connect(other.address)
-            assert {turned.reason for turned in a.turned} == {"other network"}
-            await standing[0].send(b"connections that stood are not touched")
-            assert await standing[1].receive() == b"connections that stood are not touched"
+            assert {turned.reason for turned in a.turned} == {"former key"}
+            await standing[0].send(b"connections that stood are not touched at once")
+            assert await standing[1].receive() == b"connections that stood are not touched at once"
 
     run(scene())
 

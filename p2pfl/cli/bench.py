@@ -97,6 +97,33 @@ def tls(
     )
 
 
+@app.command(epilog="Examples:\n\np2pfl bench trust\n\np2pfl bench trust --turns 2 --json")
+def trust(
+    peers: Annotated[int, typer.Option(min=2, max=16, help="Peers, each a process.")] = 4,
+    rounds: Annotated[int, typer.Option(min=4, help="Rounds a turn.")] = 12,
+    turns: Annotated[int, typer.Option(min=1, max=16, help="How often both ways take turns.")] = 6,
+    hellos: Annotated[int, typer.Option(min=1, help="Calls each way.")] = 40,
+    json: options.Json = False,
+) -> None:
+    """What keys and signatures cost: rounds and hellos of peers that encrypt, against the same with --insecure."""
+    from p2pfl.bench.trust import measure
+
+    with options.console(json).status(f"{turns} turns of {rounds} rounds with {peers} peers, encrypted and not …"):
+        figures = measure(peers, rounds, turns, hellos)
+    _show(
+        figures,
+        json,
+        {
+            "round_s": "a steady round, encrypted, median (s)",
+            "insecure_round_s": "the same with --insecure (s)",
+            "ratio": "ratio (promised 1.1)",
+            "cpu_ratio": "ratio of the processor time of each peer in it",
+            "hello_ms": "a new connection until its hello is answered, median (ms; promised 50)",
+            "insecure_hello_ms": "the same with --insecure (ms)",
+        },
+    )
+
+
 @app.command(epilog="Example:\n\np2pfl bench memory --json")
 def memory(json: options.Json = False) -> None:
     """What an idle peer holds in memory, against a process that has only imported torch."""

@@ -16,7 +16,7 @@ from p2pfl.cli.options import NAMES, asked, file_name, fresh_folder, megabytes, 
 from p2pfl.cli.seen import LogJson, Verbose, seen
 from p2pfl.cli.watch import Watch
 from p2pfl.errors import P2pflError, UsageError
-from p2pfl.events import Listening, PeerJoined, Sink, Started
+from p2pfl.events import Listening, PeerJoined, Sink, Started, Warned
 from p2pfl.types import Setting
 
 EXAMPLES = """Examples:
@@ -27,6 +27,7 @@ p2pfl demo --rounds 5 --no-baselines --json"""
 
 _HEAR_S = 5.0  # without a word by mDNS, the addresses are handed over
 _MOST_PEERS = 64
+_INSECURE = "nothing is encrypted"  # so begins what each peer warns of; the demo says it once for all
 
 
 def command(
@@ -74,9 +75,11 @@ def command(
         min_peers=peers,
     )
     _check_topology(settings, peers)
-    folder = fresh_folder(out, "demo", time.strftime("%Y%m%d-%H%M%S"))
-    demo = _Demo(settings, peers, data, target, model, folder, options.console(json), insecure)
-    with seen(None, log_json, verbose, lambda text: demo.console.print(Text(text))) as watched:
+    console, stamp = options.console(json), time.strftime("%Y%m%d-%H%M%S")
+    if out is not None:
+        fresh_folder(out, "demo", stamp)
+    with seen(None, log_json, verbose, lambda text: console.print(Text(text))) as watched:
+        demo = _Demo(settings, peers, data, target, model, out or fresh_folder(None, "demo", stamp), console, insecure)
         demo.sinks = watched.sinks
         summary = demo.run(baselines)
     if json:
@@ -155,7 +158,12 @@ class _Demo:
             Text(f"{self.peers} peers, each a process with its own piece of {self.data}, {self.settings['topology']}")
         )
         if self.insecure:
-            self.console.print(Text("INSECURE: nothing is encrypted between them", style="bold red"))
+            self.console.print(
+                Text(
+                    f"INSECURE: {_INSECURE} between them, and every process of this machine can take part",
+                    style="bold red",
+                )
+            )
         name_of = {processes.launch(spec): spec.name for spec in specs}
         listening: dict[int, tuple[str, ...]] = {}
         heard = False
@@ -182,7 +190,8 @@ class _Demo:
                     else:
                         for sink in (files, *self.sinks):
                             sink(told)
-                        watch.take(name, told)
+                        if not (self.insecure and isinstance(told, Warned) and told.text.startswith(_INSECURE)):
+                            watch.take(name, told)
                         heard = heard or isinstance(told, PeerJoined)
                         began = began or isinstance(told, Started)
                         if isinstance(told, Listening):

@@ -84,7 +84,7 @@ def _print(seen: Any, console: Console) -> None:
         own = "–" if heard is None else "heard" if heard.own else "not heard"
         counts = ("–", "–") if heard is None else (str(len(heard.hosts)), str(len(heard.peers)))
         table.add_row(*map(Text, (nic.name, state, "\n".join(nic.addresses) or "–", own, *counts)))
-    console.print(table)
+    options.print_table(console, table)
     if seen.answers:
         console.print()
         table = _table("address", "announced as", "network", "TCP", "talks to this machine")
@@ -92,13 +92,13 @@ def _print(seen: Any, console: Console) -> None:
             talks = ("in the clear" if one.insecure else "as to a member, by TLS") if one.member else one.why
             texts = (one.address, one.peer[:8] or "–", one.tag or "–", one.tcp, printable(talks))
             table.add_row(*(Text(printable(text)) for text in texts))
-        console.print(table)
+        options.print_table(console, table)
     console.print()
     for finding in seen.findings:
         style = "bold red" if finding.level == "problem" else "bold yellow"
-        console.print(Text(f"{finding.level}: ", style=style) + Text(f"{finding.place}: {printable(finding.text)}"))
+        console.print(Text(f"{finding.level}: ", style=style) + Text(printable(f"{finding.place}: {finding.text}")))
         if finding.mend:
-            console.print(Text(f"  → {finding.mend}"), soft_wrap=True)
+            console.print(Text(printable(f"  → {finding.mend}")), soft_wrap=True)
     if seen.healthy:
         console.print(Text("nothing keeps peers from finding and reaching this machine", style="green"))
 
@@ -106,5 +106,7 @@ def _print(seen: Any, console: Console) -> None:
 def _table(*titles: str) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for title in titles:
-        table.add_column(title, overflow="fold")
+        widest = max(map(len, title.split()))
+        # An address is no address with a break inside.
+        table.add_column(title, overflow="fold", min_width=widest, no_wrap=title in ("address", "addresses"))
     return table

@@ -1,6 +1,7 @@
 """Where the commands take a network's key from: a file, a hidden prompt, or what this machine remembers."""
 
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,7 +46,7 @@ def warn_if_exposed(source: str) -> str:
     path = Path(source).expanduser()
     if source == "-" or not readable_by_others(path):
         return ""
-    return f"{path} can be read by other users of this machine; remove it, or: chmod 600 {path}"
+    return f"{path} can be read by other users of this machine; remove it, or: chmod 600 {shlex.quote(str(path))}"
 
 
 def ring_for(network: str | None, join: str | None) -> "KeyRing":
@@ -83,7 +84,8 @@ def named_ring(name: str) -> "KeyRing":
     ring = ring_of(name)
     if ring is None:
         known = ", ".join(ring.name for ring in networks())
-        there = f"there are: {known}" if known else f"make it by: p2pfl network create {name}"
+        make = f"join it by: p2pfl network join FILE; or make it by: p2pfl network create {name}"
+        there = f"there are: {known}" if known else make
         raise UsageError(f"no key of network {name!r} on this machine; {there}")
     return ring
 

@@ -51,9 +51,12 @@ def create(name: Name, json: options.Json = False) -> None:
         _say(console, f"  {ring.token}")
     else:
         _say(console, f"and is shown, to type at a prompt, in a terminal by:  p2pfl network token {name}")
-    _say(console, "Here:")
+    _say(console, "Here (it learns the embedded mnist10k; add --data for data of your own, or --part 1/2 for a half):")
     _say(console, f"  p2pfl start --network {name}")
-    _say(console, "On each other machine, with a copy of that file (or - instead of it, to type the token):")
+    _say(
+        console, "On each other machine, with a copy of that file (or - instead of it, to type the token), add the same"
+    )
+    _say(console, "or, for the other half, --part 2/2:")
     _say(console, "  p2pfl start --join key")
 
 
@@ -143,7 +146,10 @@ def ban(
 
 @app.command(epilog="Example:\n\np2pfl network retire home")
 def retire(name: Name, json: options.Json = False) -> None:
-    """Honor former keys no longer, on this machine: who slept through the rotation needs the new token."""
+    """Honor former keys no longer, on this machine alone: each other one does so in its own time, or by this command.
+
+    Who slept through the rotation needs the new token; links that began under a former key are closed, and made anew.
+    """
     from p2pfl.home import store_ring
 
     ring = named_ring(name)
@@ -154,6 +160,8 @@ def retire(name: Name, json: options.Json = False) -> None:
     many = f"{len(ring.former)} former key{'s' * (len(ring.former) > 1)}"
     text = f"{many} of network {name!r} {'are' if len(ring.former) > 1 else 'is'} honored no longer on this machine"
     _say(options.console(False), text if ring.former else f"network {name!r} has no former keys")
+    if ring.former:
+        _say(options.console(False), "each other machine does so in its own time, or by the same command there")
 
 
 @app.command(epilog="Examples:\n\np2pfl network remove home\n\np2pfl network remove home --yes")

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
+from rich.segment import Segments
+from rich.table import Table
 
 from p2pfl.errors import UsageError
 from p2pfl.types import Setting
@@ -107,6 +110,21 @@ def megabytes(size: int) -> str:
 def spread(values: list[float]) -> dict[str, float] | None:
     """Mean and worst, None where nothing was measured."""
     return {"mean": sum(values) / len(values), "worst": min(values)} if values else None
+
+
+def print_table(console: Console, table: Table) -> None:
+    """A table whose columns that are `no_wrap` stay whole, even if its lines become longer than the terminal."""
+    options = console.options.update(width=max(console.width, narrowest(table)))
+    console.print(Segments(console.render(table, options)), crop=False)
+
+
+def narrowest(table: Table) -> int:
+    """The width below which a table loses text: columns that are not `no_wrap` go down to their `min_width`."""
+    width = 0
+    for column in table.columns:
+        lines = [line for cell in column.cells for line in str(cell).splitlines()] if column.no_wrap else []
+        width += max([column.min_width or 1, *map(cell_len, lines)]) + 2
+    return width
 
 
 def print_json(facts: Mapping[str, Any]) -> None:

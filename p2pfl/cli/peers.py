@@ -297,23 +297,35 @@ def _strangers(count: int) -> str:
 
 
 def _print(seen: Sequence[Seen], console: Console) -> None:
+    """A table; on a terminal too narrow for it the addresses stand below, as none may be broken."""
+    table = _table(seen, ("name", "id", "addresses", "network", "TLS", "model", "round", "state"))
+    if options.narrowest(table) <= console.width:
+        console.print(table)
+        return
+    options.print_table(console, _table(seen, ("name", "id", "network", "TLS", "model", "round", "state")))
+    for one in seen:
+        for address in one.addresses:
+            console.print(Text(f"{one.name or one.id[:_SHOWN_ID] or '–'}  {address}"), soft_wrap=True)
+
+
+def _table(seen: Sequence[Seen], titles: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for title in ("name", "id", "addresses", "network", "TLS", "model", "round", "state"):
-        fixed = title in ("id", "TLS", "round")
+    for title in titles:
+        fixed = title in ("id", "addresses", "TLS", "round")
         justify: Literal["left", "right"] = "right" if title == "round" else "left"
         table.add_column(title, justify=justify, no_wrap=fixed, overflow="fold", min_width=len(title))
     for one in seen:
-        texts = (
-            one.name or "–",
-            one.id[:_SHOWN_ID] or "–",
-            "\n".join(one.addresses),
-            one.network or "–",
-            {True: "yes", False: "no", None: "–"}[one.encrypted],
-            one.model or "–",
-            "–" if one.round is None else str(one.round),
-            one.state or "–",
-        )
-        state = "" if one.answered else "yellow"
-        styles = ("bold", "dim", "", "", "red" if one.encrypted is False else "", "", "", state)
-        table.add_row(*(Text(text, style=style) for text, style in zip(texts, styles, strict=True)))
-    console.print(table)
+        cells = {
+            "name": Text(one.name or "–", style="bold"),
+            "id": Text(one.id[:_SHOWN_ID] or "–", style="dim"),
+            "addresses": Text("\n".join(one.addresses)),
+            "network": Text(one.network or "–"),
+            "TLS": Text(
+                {True: "yes", False: "no", None: "–"}[one.encrypted], style="red" if one.encrypted is False else ""
+            ),
+            "model": Text(one.model or "–"),
+            "round": Text("–" if one.round is None else str(one.round)),
+            "state": Text(one.state or "–", style="" if one.answered else "yellow"),
+        }
+        table.add_row(*(cells[title] for title in titles))
+    return table

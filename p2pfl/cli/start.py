@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shlex
 import signal
 import socket
 import time
@@ -20,7 +21,8 @@ from p2pfl.cli.options import asked, file_name, fresh_folder, megabytes, part_of
 from p2pfl.cli.seen import LogJson, Metrics, Verbose, Watched, seen
 from p2pfl.cli.watch import Watch
 from p2pfl.errors import UsageError
-from p2pfl.events import Listening, PeerGone, PeerJoined, RunEvent, Started, StateChanged
+from p2pfl.events import Listening, PeerGone, PeerJoined, RunEvent, Started, StateChanged, Warned
+from p2pfl.plain import printable
 from p2pfl.types import Setting
 
 EXAMPLES = """Examples:
@@ -112,39 +114,37 @@ def command(
     chosen = part_of(part) if part else None
     if alpha is not None and chosen is None:
         raise UsageError("--alpha shapes the split into parts: give --part I/N too")
-    if resume and out is None:
-        raise UsageError("--resume needs --out: the folder of the run to go on with")
-    network = _network(console, network, join, insecure)
     if insecure:
         interface = interface or "127.0.0.1"
-    if resume:
-        assert out is not None
-        folder = out
-    else:
-        folder = fresh_folder(out, file_name(network), f"{file_name(shown)}-{time.strftime('%Y%m%d-%H%M%S')}")
-    with console.status("loading PyTorch …"):
-        import torch
+    warning = _check(tuple(peer or ()), interface, insecure, init, out, resume)
+    stamp = f"{file_name(shown)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if out is not None and not resume:
+        fresh_folder(out, "start", stamp)
+    with seen(metrics, log_json, verbose, lambda text: console.print(Text(printable(text)))) as watched:
+        network = _network(console, network, join, warning)
+        with console.status("loading PyTorch …"):
+            import torch
 
-        from p2pfl.learning.by_name import NamedLearning
-        from p2pfl.learning.learner import choose_device
-        from p2pfl.peer import Peer
+            from p2pfl.learning.by_name import NamedLearning
+            from p2pfl.learning.learner import choose_device
+            from p2pfl.peer import Peer
 
-    if threads is not None:
-        torch.set_num_threads(threads)
-    learning = NamedLearning(
-        data=data,
-        part=chosen,
-        target=target,
-        missing=missing,
-        device=choose_device(device),
-        seat=str(chosen[0] - 1) if chosen else shown,
-        own_model=model,
-    )
-    _describe(console, learning)
-    session = _Session(
-        console, shown, network, _again(network, data, target, chosen, insecure), folder, rounds, insecure
-    )
-    with seen(metrics, log_json, verbose, session.say) as watched:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        learning = NamedLearning(
+            data=data,
+            part=chosen,
+            target=target,
+            missing=missing,
+            device=choose_device(device),
+            seat=str(chosen[0] - 1) if chosen else shown,
+            own_model=model,
+        )
+        _describe(console, learning)
+        folder = out or fresh_folder(None, file_name(network), stamp)
+        session = _Session(
+            console, shown, network, _again(network, data, target, chosen, warning), folder, rounds, warning
+        )
         this = Peer(
             shown,
             learning,
@@ -163,6 +163,9 @@ def command(
             facts=learning.facts,
         )
         this.ask(**settings)
+        if this.resumed_from is not None:
+            path, round = this.resumed_from
+            session.say(f"{shown} goes on with round {round + 1}, from {path}")
         summary = session.run(this, learning.label_counts, watched)
     if json:
         print_json(summary)
@@ -170,9 +173,39 @@ def command(
         session.close_with(summary)
 
 
-def _network(console: Console, network: str | None, join: str | None, insecure: bool) -> str:
-    """The name of the network whose key this machine has, or has now; with `insecure`, of one without. UsageError."""
-    if not insecure:
+def _check(
+    peers: tuple[str, ...], interface: str | None, insecure: bool, init: Path | None, out: Path | None, resume: bool
+) -> str:
+    """Refuse what cannot be, before a key is touched or data is read; what to warn of where nothing is encrypted.
+
+    Raises:
+        UsageError: an address is none, or an interface, file or checkpoint is not there.
+    """
+    from p2pfl.network.discovery import split_address
+    from p2pfl.network.interfaces import insecure_warning, listening_hosts
+
+    for address in peers:
+        try:
+            split_address(address)
+        except ValueError as error:
+            raise UsageError(f"--peer: {error}, as 192.168.1.20:7470") from error
+    hosts = listening_hosts(interface)
+    if init is not None and not init.is_file():
+        raise UsageError(f"--init: there is no file {init}; check the path")
+    if resume and out is None:
+        raise UsageError("--resume needs --out: the folder of the run to go on with")
+    if resume and out is not None and not (out / "checkpoints").is_dir():
+        raise UsageError(f"there is no checkpoint in {out}; start without --resume")
+    return insecure_warning(hosts) if insecure else ""
+
+
+def _network(console: Console, network: str | None, join: str | None, warning: str) -> str:
+    """The name of the network whose key this machine has, or has now; where there is a warning, of one without a key.
+
+    Raises:
+        UsageError: there is no key, or it is not clear which.
+    """
+    if not warning:
         ring = ring_for(network, join)
         from p2pfl.home import exposed
 
@@ -181,9 +214,7 @@ def _network(console: Console, network: str | None, join: str | None, insecure: 
         return ring.name
     if join is not None:
         raise UsageError("--join is for a network with a key, --insecure for one without: choose one")
-    console.print(
-        Text("INSECURE: nothing is encrypted, and whoever reaches this machine can take part.", style="bold red")
-    )
+    console.print(Text(f"INSECURE: {warning}.", style="bold red"))
     return network or "home"
 
 
@@ -201,14 +232,21 @@ def _describe(console: Console, learning: Any) -> None:
         console.print(Text(f"columns: {', '.join(describe(read_csv(Path(learning.data))))}"))
 
 
-def _again(network: str, data: str, target: str | None, part: tuple[int, int] | None, insecure: bool) -> str:
-    """What to type on the next machine, with a copy of the key there."""
-    words = f"p2pfl start --network {network} --insecure" if insecure else "p2pfl start --join key"
-    if part is not None:
-        return f"{words} --data {data} --part {part[0] + 1}/{part[1]}" if part[0] < part[1] else ""
-    if data == "mnist10k":
-        return f"{words} --data mnist10k"
-    return f"{words} --data ITS-OWN-DATA" + (f" --target {target}" if target else "")
+def _again(network: str, data: str, target: str | None, part: tuple[int, int] | None, warning: str) -> str:
+    """What to type on the next machine, with a copy of the key there; with a warning, in the network without one."""
+    words = ["p2pfl", "start", "--join", "key"]
+    if warning:
+        from p2pfl.network.interfaces import insecure_warning
+
+        words = ["p2pfl", "start", "--network", network, "--insecure"]
+        words += [] if warning == insecure_warning(("127.0.0.1",)) else ["--interface", "ITS-ADDRESS"]
+    dealt = part is not None and part[1] > 1
+    words += ["--data", data if dealt or data == "mnist10k" else "ITS-OWN-DATA"]
+    words += ["--target", target] if target else []
+    if dealt and part is not None:
+        following = str(part[0] + 1) if part[0] < part[1] else "I"  # one of those before
+        words += ["--part", f"{following}/{part[1]}"]
+    return shlex.join(words)
 
 
 class _Session:
@@ -222,15 +260,17 @@ class _Session:
         again: str,
         folder: Path,
         rounds: int | None,
-        insecure: bool,
+        warning: str,
     ) -> None:
+        """warning: of what is not encrypted, told already; empty where all is."""
         from p2pfl.sinks import RunFiles
 
         self._console = console
         self._name = name
         self._network = network
         self._again = again
-        self._insecure = insecure
+        self._warning = warning
+        self._insecure = bool(warning)
         self._watch = Watch(console, [name], 15 if rounds is None else rounds)
         self._files = RunFiles(folder, self._watch.say)
         self._began = time.monotonic()
@@ -239,6 +279,8 @@ class _Session:
     def take(self, event: RunEvent) -> None:
         """Take in an event."""
         self._files(event)
+        if isinstance(event, Warned) and event.text == self._warning:
+            return
         self._watch.take(self._name, event)
         match event:
             case Listening(addresses=addresses):

@@ -71,17 +71,22 @@ async def examine(network: str | None, seconds: float, addresses: Sequence[str])
     targets = [(address, "", "") for address in addresses]
     targets += [(address, one.peer, one.network) for one in candidates for address in one.addresses]
     answers = await knock_all(targets, credentials)
-    ours = {address for nic in found for address in nic.addresses}
-    reached = [one for one in answers if one.tcp == "open" and split_address(one.address)[0] not in ours]
-    findings += judge_heard(found, heard, len(reached))
+    findings += judge_heard(found, heard, len(elsewhere(answers, found)))
     findings += _judge_keys(candidates, network, rings)
-    findings += judge_answers(answers)
     tags = {key.tag for ring in rings for key in ring.keys}
+    findings += judge_answers(answers, tags if network is None else {*tags, network})
     labels = {one.peer for one in candidates if one.network in tags}
     versions = {label: v for one in heard.values() for label, v in one.peers.items() if label in labels}
     findings += judge_versions(versions, VERSIONS)
     ordered = sorted(dict.fromkeys(findings), key=lambda one: one.level != "problem")
     return Examination(found, heard, tuple(candidates), tuple(answers), tuple(ordered))
+
+
+def elsewhere(answers: Sequence[Answer], nics: Sequence[Nic]) -> list[Answer]:
+    """Those of other machines. An address that holds on one link alone carries its scope, and is ours all the same."""
+    ours = {address for nic in nics for address in nic.addresses}
+    hosts = ((one, split_address(one.address)[0].partition("%")[0]) for one in answers)
+    return [one for one, host in hosts if one.tcp == "open" and host not in ours]
 
 
 def _rings(network: str | None) -> tuple[list[KeyRing], list[Finding]]:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shlex
 import socket
 import stat
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from p2pfl.doctor.findings import Finding, note, problem
 
+_AS_OWNER = " (as its owner)"
 ENOUGH_DESCRIPTORS = 256  # a link and a body to each of a hundred peers
 
 
@@ -38,7 +40,7 @@ def judge_ports(ports: Sequence[int], host: str = "0.0.0.0") -> list[Finding]:
             if position == 0:
                 return []
             text = f"port {ports[0]} is in use, by a peer or another program: the next peer takes {port}"
-            return [note("port in use", f"port {ports[0]}", text, "nothing, unless you ask for it by --port")]
+            return [note("port in use", "this machine", text)]
     text = f"the ports {ports[0]} to {ports[-1]} are all in use"
     return [problem("no free port", "this machine", text, "end what listens there, or choose another by --port")]
 
@@ -70,19 +72,46 @@ def judge_folder(folder: Path) -> list[Finding]:
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
         told.append(problem("no access", str(folder), "this user may not read and write it", _elsewhere(folder)))
     if os.name == "posix" and found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        mend = f"chmod 700 {folder}"
-        told.append(problem("folder of others", str(folder), "other users may change what is in it", mend))
+        told.append(_loose(folder))
     return told
 
 
 def judge_exposed(warnings: Sequence[str]) -> list[Finding]:
-    """Secret files that others can read, as `home.exposed` tells them."""
+    """Secret files that others can read, and folders in which they can put theirs, as `home.exposed` tells them."""
     told = []
     for warning in warnings:
-        text, _, mend = warning.partition("; mend it by: ")
-        told.append(problem("exposed key", text.partition(" ")[0], text, mend or "chmod 600 the file"))
+        words = shlex.split(warning.partition("; mend it by: ")[2].removesuffix(_AS_OWNER))
+        if words[:2] == ["chmod", "700"]:
+            told.append(_loose(Path(words[2])))
+        else:
+            told.append(_exposed(Path(words[2])))
     return told
 
 
+def _loose(folder: Path) -> Finding:
+    return problem("folder of others", str(folder), "other users may change what is in it", _chmod("700", folder))
+
+
+def _exposed(path: Path) -> Finding:
+    mend = _chmod("600", path)
+    if others_reach(path):
+        return problem("exposed key", str(path), "other users of this machine can read it", mend)
+    text = "other users could read it, were it not in a folder that they cannot enter: a copy of it is open to all"
+    return note("exposed key", str(path), text, mend)
+
+
+def others_reach(path: Path) -> bool:
+    """Whether other users come as far as a file: one folder above it that they cannot enter is enough."""
+    try:
+        modes = [folder.stat().st_mode for folder in path.absolute().parents]
+    except OSError:
+        return True
+    return all(mode & (stat.S_IXGRP | stat.S_IXOTH) for mode in modes)
+
+
+def _chmod(mode: str, path: Path) -> str:
+    return f"chmod {mode} {shlex.quote(str(path))}"
+
+
 def _elsewhere(folder: Path) -> str:
-    return f"set its rights (chmod 700 {folder}), or give another folder by P2PFL_HOME"
+    return f"set its rights ({_chmod('700', folder)}), or give another folder by P2PFL_HOME"

@@ -200,14 +200,14 @@ def judge_heard(nics: Sequence[Nic], heard: dict[str, Heard], reached: int) -> l
             told.append(problem("multicast blocked", nic.name, text, _MEND_BLOCKED))
         elif not one.hosts and one.peers:
             text = "peers of this machine are heard, but no other machine: none may be there"
-            told.append(note("nobody else", nic.name, text, _MEND_BLOCKED))
+            told.append(note("nobody else", nic.name, text, f"if peers run elsewhere: {_MEND_BLOCKED}"))
         elif not one.hosts:
             text = "nothing is heard but this machine itself: nobody else is there, or multicast is blocked"
-            told.append(problem("multicast blocked", nic.name, text, _MEND_BLOCKED))
+            told.append(note("nobody heard", nic.name, text, f"if peers run elsewhere: {_MEND_BLOCKED}"))
     return told
 
 
-_MEND_LOCAL = "let UDP port 5353 in: ufw allow 5353/udp, or firewall-cmd --add-service=mdns --permanent and --reload"
+_MEND_LOCAL = "let UDP port 5353 in: ufw allow 5353/udp, or firewall-cmd --add-service=mdns, and again with --permanent"
 _MEND_BLOCKED = (
     "name a peer by --peer HOST:PORT, one is enough; on the router, end client isolation and filtering of multicast"
 )

@@ -3,7 +3,7 @@
 import asyncio
 import email.utils
 import ssl
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -22,6 +22,7 @@ _STATUS_S = 2.5
 _HEAD_BYTES = 1 << 14
 _CLOCK_OFF_S = 60.0  # less is not worth a word: no decision uses the clock
 _AT_ONCE = 32
+_ALIAS = 26  # characters of what a peer of an encrypted network tells as its name; others tell their id
 
 
 @dataclass(frozen=True)
@@ -132,12 +133,19 @@ def dated(head: bytes) -> datetime | None:
     return None
 
 
-def judge_answers(answers: Sequence[Answer]) -> list[Finding]:
-    """What is in the way to peers that were announced, or given by hand. One address that answers is enough."""
+def judge_answers(answers: Sequence[Answer], own: Collection[str]) -> list[Finding]:
+    """What is in the way to peers that were given by hand, or announced for one of our own networks.
+
+    One address that answers is enough. What keeps this machine from peers of other networks is none of its business.
+
+    Args:
+        own: the tags of our networks.
+    """
     told: list[Finding] = []
     by_peer: dict[str, list[Answer]] = {}
     for answer in answers:
-        by_peer.setdefault(answer.peer or answer.address, []).append(answer)
+        if not answer.peer or answer.tag in own or answer.member:
+            by_peer.setdefault(answer.peer or answer.address, []).append(answer)
     for some in by_peer.values():
         reached = next((one for one in some if one.member), None)
         if reached is not None:
@@ -149,7 +157,8 @@ def judge_answers(answers: Sequence[Answer]) -> list[Finding]:
         if best.tcp == "silent":
             text = f"{given or 'heard by multicast, '}but nothing comes back by TCP: a firewall there, or between"
             mend = (
-                f"on that machine: ufw allow {port}/tcp, or firewall-cmd --add-port={port}/tcp --permanent and --reload"
+                f"on that machine: ufw allow {port}/tcp, or firewall-cmd --add-port={port}/tcp, and again with "
+                "--permanent"
             )
             told.append(problem("firewall", best.address, text, mend))
         elif best.tcp == "closed":
@@ -158,7 +167,7 @@ def judge_answers(answers: Sequence[Answer]) -> list[Finding]:
             told.append(problem("nobody listens", best.address, text, mend))
         elif given or "of another network" not in best.why:
             text = f"somebody listens, but will not talk to this machine as to a member: {best.why}"
-            mend = "compare p2pfl network list on both; p2pfl network join --replace takes a newer key"
+            mend = "compare p2pfl network list on both; p2pfl network join --replace FILE takes a newer key"
             told.append(problem("not a member", best.address, text, mend))
     return told
 
@@ -187,6 +196,7 @@ def judge_tags(
     counts: dict[str, int] = {}
     for one in candidates:
         counts[one.network] = counts.get(one.network, 0) + 1
+    clear = {one.network for one in candidates if len(one.peer) != _ALIAS}
     unknown = {tag: count for tag, count in counts.items() if tag not in present and tag not in former}
     heard = {present[tag] for tag in counts if tag in present}
     for tag, count in counts.items():
@@ -194,7 +204,7 @@ def judge_tags(
             text = f"{count} of network {former[tag]!r} still announce a key that was replaced"
             told.append(note("former key", f"tag {tag}", text, "wait a minute: members hand the new key on to them"))
     if network is not None and network not in present.values():
-        mend = "p2pfl network join, with the token of a member; or p2pfl network create, for a new network"
+        mend = f"p2pfl network join FILE, a member's file `key`; or, for a new network, p2pfl network create {network}"
         text = f"no key of network {network!r} is on this machine"
         told.append(problem("no key", network, text, mend))
     for tag, count in unknown.items():
@@ -206,11 +216,14 @@ def judge_tags(
                 f"nobody of network {network!r} is heard under the key of this machine, but {count} of another "
                 "network: it may be the same one under another key"
             )
-            mend = "compare the tags of p2pfl network list on both; p2pfl network join --replace takes the newer key"
+            mend = "compare tags by p2pfl network list on both; p2pfl network join --replace FILE takes a newer key"
             told.append(problem("other key", f"tag {tag}", text, mend))
         else:
-            text = f"{count} of a network whose key is not on this machine"
-            told.append(note("foreign network", f"tag {tag}", text, "p2pfl network join, if you are to be in it"))
+            if tag in clear:
+                text, mend = f"{count} of a network without encryption", "p2pfl start --insecure --network NAME"
+            else:
+                text, mend = f"{count} of a network whose key is not on this machine", "p2pfl network join FILE"
+            told.append(note("foreign network", f"tag {tag}", text, f"if you are to be in it: {mend}"))
     return told
 
 

@@ -72,7 +72,9 @@ async def connect_to_any(
                 await link.close("not needed")
             raise
     if link is None:
-        raise Unreachable("; ".join(map(str, failures)), refused=all(failure.refused for failure in failures))
+        reason = next((one.reason for one in failures if one.reason != "unreachable"), "unreachable")
+        refused = all(failure.refused for failure in failures)
+        raise Unreachable("; ".join(map(str, failures)), refused=refused, reason=reason)
     return link
 
 

@@ -2,7 +2,8 @@
 
 In this order, each before anything is allocated for the next: descriptors left, connections in all and from that host,
 the first byte (is it TLS at all?), a place among the handshakes, the handshake, the ban. Who is turned away from an
-encrypted door gets a TLS alert at most; from an open one, a bare 503.
+encrypted door gets a TLS alert at most, unless it has proved who it is: the banned are told that they are. From an open
+door it gets a bare 503.
 """
 
 import asyncio
@@ -17,7 +18,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import cast
 
-from p2pfl.network.limits import Limits, Slots, site_of
+from p2pfl.network.limits import Limits, site_of
+from p2pfl.network.places import Places
 from p2pfl.network.tls import Credentials, peer_of
 from p2pfl.network.transport import Turned
 from p2pfl.types import PeerId
@@ -50,6 +52,7 @@ class Visitor:
     idle_since: float | None  # None: inside a request
     context: ssl.SSLContext | None = None  # that of the key under which it came
     asked: bool = False  # it made a request at all
+    turned: bool = False  # it proved a banned id: it is told so, and that is all
 
 
 class Doors:
@@ -70,8 +73,7 @@ class Doors:
         self.visitors: dict[asyncio.Protocol, Visitor] = {}
         self.admitted = 0  # since the beginning
         self._coming: dict[asyncio.Task[None], str] = {}  # not yet inside, with their hosts
-        self._handshakes = Slots(limits.max_handshakes, limits.max_handshakes_per_host)
-        self._freed = asyncio.Condition()
+        self._handshakes = Places(limits.max_handshakes, limits.max_handshakes_per_host)
         self._highest = _highest_descriptor()
         self._reserve: int | None = None  # a descriptor to give up, so that a newcomer can be told that there is none
 
@@ -174,7 +176,8 @@ class Doors:
             await loop.connect_accepted_socket(lambda: door, newcomer)
             return
         deadline = loop.time() + self._limits.idle_s
-        placed, first = False, b""
+        place, first, me = None, b"", asyncio.current_task()
+        speaking = _Speaking(self._credentials.server_context, newcomer)
         try:
             async with asyncio.timeout_at(deadline):
                 first = await _first_bytes(newcomer, 1)
@@ -184,44 +187,53 @@ class Doors:
                 if first:  # a slot only for who has said all of its hello, or as much as fits into one record
                     head = await _first_bytes(newcomer, _RECORD_HEAD)
                     await _first_bytes(newcomer, _RECORD_HEAD + min(int.from_bytes(head[3:5]), _LONGEST_RECORD))
-                async with self._freed:
-                    await self._freed.wait_for(lambda: self._handshakes.take(site_of(host)))
-                placed = True
-            speaking = cast(ssl.SSLContext, _Speaking(self._credentials.server_context, newcomer))
+                place = await self._handshakes.take(site_of(host), lambda: self._drop(me, host))
             await loop.connect_accepted_socket(
                 lambda: door,
                 newcomer,
-                ssl=speaking,
+                ssl=cast(ssl.SSLContext, speaking),
                 ssl_handshake_timeout=max(0.01, deadline - loop.time()),
                 ssl_shutdown_timeout=_SHUTDOWN_S,
             )
         except TimeoutError:
             with suppress(OSError):
                 newcomer.recv(_LONGEST_RECORD)  # what was only looked at would make a reset of the closing
-            self._turn(newcomer, host, "handshake too slow" if placed or first else "said nothing")
+            self._turn(newcomer, host, "handshake too slow" if first else "said nothing")
         except OSError as error:  # ssl.SSLError is one
-            self._turn(newcomer, host, _reason(error), b"", str(error))
+            reason = "former key" if self._credentials.is_late(speaking.tls) else _reason(error)
+            self._turn(newcomer, host, reason, b"", str(error))
         except asyncio.CancelledError:
             newcomer.close()
             raise
         finally:
-            if placed:
-                self._handshakes.free(site_of(host))
-                async with self._freed:
-                    self._freed.notify_all()
+            if place is not None:
+                self._handshakes.free(place)
+
+    def _drop(self, task: asyncio.Task[None] | None, host: str) -> None:
+        """End a handshake that makes room for another."""
+        if task is not None and self._coming.pop(task, None) is not None:
+            task.cancel()
+            self._turned(Turned("connection", "handshake too slow", host))
 
     def _let_in(self, transport: asyncio.Transport, host: str) -> asyncio.Protocol | None:
-        peer, context = "", None
+        peer, context, banned = "", None, False
         if self._credentials is not None:
             tls = transport.get_extra_info("ssl_object")
             peer, context = peer_of(tls), tls.context
-            if not peer or self._credentials.bans(peer):
+            banned = self._credentials.bans(peer)
+            if not peer or banned:
                 self._turned(Turned("connection", "banned" if peer else "foreign certificate", host, peer))
+            if not peer:
                 return None
         protocol = self._protocol()
-        self.admitted += 1
-        self.visitors[protocol] = Visitor(host, peer, transport, asyncio.get_running_loop().time(), context)
+        self.admitted += not banned
+        now = asyncio.get_running_loop().time()
+        self.visitors[protocol] = Visitor(host, peer, transport, now, context, turned=banned)
         return protocol
+
+    def bans(self, visitor: Visitor) -> bool:
+        """Whether who was let in is to be told that it is banned, and nothing else."""
+        return self._credentials is not None and self._credentials.bans(visitor.peer)
 
     def welcomes(self, visitor: Visitor) -> bool:
         """Whether who was let in would be let in again: the key may have been changed, and the peer banned."""
@@ -239,9 +251,10 @@ class Doors:
             for protocol, visitor in list(self.visitors.items()):
                 if visitor.transport.is_closing():
                     del self.visitors[protocol]
-                elif self._credentials is not None and self._credentials.bans(visitor.peer):
+                elif self.bans(visitor):
                     visitor.transport.abort()
-                    self._turned(Turned("connection", "banned", visitor.host, visitor.peer))
+                    if not visitor.turned:
+                        self._turned(Turned("connection", "banned", visitor.host, visitor.peer))
                 elif visitor.idle_since is not None and not self.welcomes(visitor):
                     visitor.transport.abort()
                 elif visitor.idle_since is not None and loop.time() - visitor.idle_since > self._limits.idle_s:
@@ -272,6 +285,7 @@ class _Speaking:
     def __init__(self, context: ssl.SSLContext, newcomer: socket.socket) -> None:
         self._context = context
         self._newcomer = newcomer
+        self.tls: ssl.SSLObject | None = None  # once it has begun
 
     def wrap_bio(
         self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, server_side: bool, server_hostname: str | None
@@ -283,6 +297,7 @@ class _Speaking:
                 self._newcomer.send(outgoing.read())
 
         tls = self._context.wrap_bio(incoming, outgoing, server_side=server_side, server_hostname=server_hostname)
+        self.tls = tls
         return _SpeakingObject(tls, parting)
 
 

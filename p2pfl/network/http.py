@@ -16,19 +16,20 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from p2pfl.errors import FetchError, NetworkError, Unreachable
 from p2pfl.network.discovery import join_address
-from p2pfl.network.doors import Doors
+from p2pfl.network.doors import Doors, Visitor
 from p2pfl.network.limits import Limits, Rate
 from p2pfl.network.links import CLOSE_S, SocketLink
 from p2pfl.network.reach import Reach, fetch_status, reaching
+from p2pfl.network.rebinding import is_of_this_host
 from p2pfl.network.tls import Credentials
-from p2pfl.network.transport import Link, Service, Turned
+from p2pfl.network.transport import BANNED, Link, Service, Turned
 from p2pfl.network.uploads import Uploads, later, refusal
 
 __all__ = ["DEFAULT_PORT", "HttpTransport", "Limits", "fetch_status"]
@@ -123,6 +124,9 @@ class HttpTransport:
             self._doors = Doors(limits, self.credentials, protocol, service.turned)
             await stack.enter_async_context(self._doors.open(listeners))
             stack.push_async_callback(self._part)
+            if self.credentials is not None:
+                renewing = asyncio.create_task(self._renew(self.credentials))
+                stack.push_async_callback(_ended, renewing)
             self._service = service
             yield
 
@@ -181,6 +185,8 @@ class HttpTransport:
         visitor = doors.visitors.get(request.protocol) if doors is not None else None
         if doors is None or visitor is None or task is None or service is None:
             return refusal(503, "this peer is leaving")
+        if doors.bans(visitor):
+            return refusal(BANNED, "banned")
         if not doors.welcomes(visitor):  # it was kept since before: who comes again is told at the door
             visitor.transport.abort()
             return refusal(403, "the key was changed")
@@ -188,7 +194,7 @@ class HttpTransport:
         self._requests.add(task)
         loop = asyncio.get_running_loop()
         try:
-            fault = _fault_of(request)
+            fault = _fault_of(request, self.credentials is not None)
             if fault is not None:
                 status, reason, text = fault
                 service.turned(Turned("request", reason, visitor.host, visitor.peer))
@@ -212,7 +218,9 @@ class HttpTransport:
             await response.prepare(request)
         except ConnectionError:  # the other end went while it was being answered
             return refusal(503, "the connection is gone")  # aiohttp could not finish a half-prepared WebSocket
-        link = SocketLink(response, request.remote or "", self._proven(request))
+        visitor = self._visitor(request)
+        peer, context = (visitor.peer, visitor.context) if visitor is not None else ("", None)
+        link = SocketLink(response, request.remote or "", peer, context)
         self._links.add(link)
         try:
             if self._service is not None:
@@ -225,7 +233,8 @@ class HttpTransport:
         if self._service is None:
             return refusal(503, "this peer is leaving")
         claimed = request.query.get("peer", "")[:64]
-        peer = claimed if self.credentials is None else self._proven(request)
+        visitor = self._visitor(request)
+        peer = claimed if self.credentials is None else visitor.peer if visitor is not None else ""
         return await self._uploads.serve(self._service, request, peer)
 
     async def _serve_status(self, request: web.Request) -> web.StreamResponse:
@@ -233,9 +242,23 @@ class HttpTransport:
             return refusal(503, "this peer is leaving")
         return web.Response(body=self._service.status(), content_type="application/json")
 
-    def _proven(self, request: web.Request) -> str:
-        visitor = self._doors.visitors.get(request.protocol) if self._doors is not None else None
-        return visitor.peer if visitor is not None else ""
+    def _visitor(self, request: web.Request) -> Visitor | None:
+        return self._doors.visitors.get(request.protocol) if self._doors is not None and request.protocol else None
+
+    async def _renew(self, credentials: Credentials) -> None:
+        """Close control links under a key that is honored no longer: who was handed the new one comes back.
+
+        Not at once: a ban honors no former key, and the new one is handed on over these very links.
+        """
+        loop, limit_s = asyncio.get_running_loop(), self._limits.rekeyed_s
+        since: WeakKeyDictionary[SocketLink, float] = WeakKeyDictionary()
+        while True:
+            await asyncio.sleep(min(1.0, limit_s / 4))
+            now = loop.time()
+            former = [link for link in tuple(self._links) if not (link.closed or credentials.honors(link.context))]
+            late = [link for link in former if now - since.setdefault(link, now) >= limit_s]
+            closings = (link.close("the key was changed") for link in late)
+            await asyncio.gather(*closings, return_exceptions=True)  # one that breaks is closed all the same
 
     # Reaching others
 
@@ -252,7 +275,12 @@ class HttpTransport:
         await self._reach.fetch(address, token, peer, into, owner)
 
 
-def _fault_of(request: web.Request) -> tuple[int, str, str] | None:
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _fault_of(request: web.Request, encrypted: bool) -> tuple[int, str, str] | None:
     """What is wrong with a request, by its head: status, the phrase to count it by, and what its sender is told."""
     if "Content-Encoding" in request.headers:
         return 415, "compressed", "compressed bodies are not read"
@@ -260,6 +288,8 @@ def _fault_of(request: web.Request) -> tuple[int, str, str] | None:
         return 413, "has a body", "requests have no body here"
     if "Origin" in request.headers:
         return 403, "from a web page", "not for web pages"  # one that a person visits could talk to the peer at home
+    if not encrypted and not is_of_this_host(request.headers.get("Host")):  # browsers have no certificate of ours
+        return 421, "from a web page", "ask by an address: a name may be a web page's"
     return None
 
 

@@ -127,6 +127,14 @@ def listening_hosts(interface: str | None = None) -> tuple[str, ...]:
     return WILDCARDS if has_ipv6() else WILDCARDS[:1]
 
 
+def insecure_warning(hosts: Collection[str]) -> str:
+    """To whom a peer that listens on these hosts is open, where nothing is encrypted."""
+    if hosts and all(ipaddress.ip_address(host).is_loopback for host in hosts):
+        return "nothing is encrypted, and every process of this machine can take part"
+    where = "this machine" if not hosts or set(hosts) & set(WILDCARDS) else " or ".join(hosts)
+    return f"nothing is encrypted, and whoever reaches {where} can take part"
+
+
 def has_ipv6() -> bool:
     """Whether this machine speaks IPv6."""
     try:

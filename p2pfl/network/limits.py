@@ -16,6 +16,7 @@ class Limits:
     connect_s: float = 3.0  # to open a connection; more bears slow links, less is sooner at the next address
     stall_s: float = 20.0  # without a byte, a transfer is given up; more bears longer gaps
     min_bytes_per_s: float = 16 * 1024  # a transfer slower than this on the whole is given up
+    rekeyed_s: float = 10.0  # after its key is honored no longer a link is closed; less may be too soon to be handed on
     heartbeat_s: float = 5.0  # a silent control connection is asked this often, and lost half of this after
     max_connections: int = 1024  # more serves larger networks, and takes more descriptors from this process
     max_connections_per_host: int = 256  # more serves more peers on one machine, and leaves less for the others

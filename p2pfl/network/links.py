@@ -1,6 +1,7 @@
 """A WebSocket as a control connection, at either end."""
 
 import asyncio
+import ssl
 from contextlib import suppress
 
 import aiohttp
@@ -9,6 +10,7 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from p2pfl.errors import LinkClosed
 from p2pfl.types import PeerId
 
+CLOSED_THERE = "closed by the other end: "  # before what that end gave as its reason
 CLOSE_S = 1.0  # for the other end's answer when a control connection closes
 
 
@@ -16,12 +18,22 @@ class SocketLink:
     """See `Link`."""
 
     def __init__(
-        self, socket: aiohttp.ClientWebSocketResponse | web.WebSocketResponse, remote: str, proven: PeerId = ""
+        self,
+        socket: aiohttp.ClientWebSocketResponse | web.WebSocketResponse,
+        remote: str,
+        proven: PeerId = "",
+        context: ssl.SSLContext | None = None,
     ) -> None:
         self._socket = socket
         self._why = ""  # it is closed
+        self.context = context  # that of the key under which it was made
         self.remote = remote
         self.proven = proven
+
+    @property
+    def closed(self) -> bool:
+        """Whether its end is known here."""
+        return bool(self._why)
 
     async def send(self, data: bytes) -> None:
         try:
@@ -60,6 +72,6 @@ def _ending(message: aiohttp.WSMessage) -> str:
             too_big = getattr(message.data, "code", None) == WSCloseCode.MESSAGE_TOO_BIG
             return "message too long" if too_big else str(message.data) or "broken"
         case WSMsgType.CLOSE:
-            return f"closed by the other end: {message.extra or message.data}"
+            return f"{CLOSED_THERE}{message.extra or message.data}"
         case _:
             return "reset by the other end"

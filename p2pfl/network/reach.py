@@ -20,6 +20,7 @@ from p2pfl.network.intake import take_in
 from p2pfl.network.limits import Limits
 from p2pfl.network.links import SocketLink
 from p2pfl.network.tls import Credentials, peer_of
+from p2pfl.network.transport import BANNED
 from p2pfl.types import PeerId
 
 _LARGE = 4 << 20  # bytes from which a body is worth a connection of its own, taken in without a copy
@@ -71,8 +72,9 @@ class Reach:
         async with _named_failures(address, self._credentials is not None):
             async with asyncio.timeout(self._limits.connect_s):
                 socket = await _with_each_key(self._credentials, lambda way: self._upgrade(address, way))
-        proven = peer_of(socket.get_extra_info("ssl_object")) if self._credentials is not None else ""
-        return SocketLink(socket, split_address(address)[0], proven)
+        host = split_address(address)[0]
+        tls = socket.get_extra_info("ssl_object") if self._credentials is not None else None
+        return SocketLink(socket, host) if tls is None else SocketLink(socket, host, peer_of(tls), tls.context)
 
     async def _upgrade(self, address: str, way: "_Way") -> aiohttp.ClientWebSocketResponse:
         socket: aiohttp.ClientWebSocketResponse = await self._session.ws_connect(
@@ -159,6 +161,8 @@ async def fetch_status(address: str, timeout_s: float = 2.0, credentials: Creden
 
     async def ask(way: _Way) -> bytes:
         async with session.get(way.url(address, "status"), allow_redirects=False, **way.settings) as response:
+            if credentials is not None and response.status == BANNED:
+                raise Unreachable(f"{address}: it has banned this peer", reason="banned there")
             if response.status != 200 or "Content-Encoding" in response.headers:
                 raise Unreachable(f"{address}: not a p2pfl peer")
             status = bytearray()
@@ -184,7 +188,8 @@ class _Way:
 
     def __init__(self, tag: str = "", context: ssl.SSLContext | None = None) -> None:
         self._scheme = "http" if context is None else "https"
-        self.settings: dict[str, Any] = {} if context is None else {"ssl": context, "server_hostname": tag}
+        plain: dict[str, Any] = {"headers": {"Host": "p2pfl"}}  # see `rebinding`: whatever name the user gave
+        self.settings = plain if context is None else {"ssl": context, "server_hostname": tag}
 
     def url(self, address: str, path: str) -> str:
         """Of a path that is quoted already. Address and token are another peer's word: neither reaches into the other.
@@ -226,7 +231,9 @@ async def _named_failures(address: str, encrypted: bool) -> AsyncIterator[None]:
         yield
     except aiohttp.ClientConnectorError as error:
         refused = error.os_error.errno == errno.ECONNREFUSED
-        raise Unreachable(f"{address}: {_why_no_connection(error.os_error)}", refused=refused) from error
+        reason = "other key" if _knows_no_such_key(error.os_error) else "unreachable"
+        text = f"{address}: {_why_no_connection(error.os_error)}"
+        raise Unreachable(text, refused=refused, reason=reason) from error
     except TimeoutError as error:
         raise Unreachable(f"{address}: no answer") from error
     except WrongPeer as error:
@@ -234,7 +241,8 @@ async def _named_failures(address: str, encrypted: bool) -> AsyncIterator[None]:
     except (aiohttp.ServerDisconnectedError, ConnectionError) as error:
         raise Unreachable(f"{address}: {_why_no_answer(error, encrypted)}") from error
     except aiohttp.ClientResponseError as error:
-        raise Unreachable(f"{address}: {_why_refused(error)}") from error
+        reason = "banned there" if encrypted and error.status == BANNED else "unreachable"
+        raise Unreachable(f"{address}: {_why_refused(error)}", reason=reason) from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
         raise Unreachable(f"{address}: {_why_no_answer(error, encrypted)}") from error
 
@@ -264,13 +272,15 @@ def _why_no_answer(error: Exception, encrypted: bool) -> str:
         return text or "no answer"
     if "UNKNOWN_CA" in text or "CERTIFICATE" in text:
         return "does not take this peer's certificate: of another network"
-    return "closed the connection without an answer: it has banned this peer, or is full"
+    return "closed the connection without an answer: it is full, or leaves"
 
 
 def _why_refused(error: aiohttp.ClientResponseError) -> str:
     """Why an answer was none."""
     if "\\x15\\x03" in error.message or "\x15\x03" in error.message:
         return "speaks TLS: this end is --insecure, that one is not"
+    if error.status == BANNED:
+        return "it has banned this peer"
     return f"not a p2pfl peer: status {error.status}" if error.status != 503 else "it is full, or leaving"
 
 

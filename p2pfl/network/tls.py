@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
+from weakref import WeakSet
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -56,6 +57,7 @@ class Credentials:
         self._identity = identity
         self._servers: dict[str, ssl.SSLContext] = {}  # by the tag of the key
         self._clients: dict[str, ssl.SSLContext] = {}  # the newest key first
+        self._late: WeakSet[Tls] = WeakSet()  # ends that named a key which is honored no longer
         self._door = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         _harden(self._door)  # trusts nobody: whoever comes is handed on to the context of its key, or refused
         self._door.sni_callback = self._pick
@@ -93,12 +95,18 @@ class Credentials:
         return peer in self._ring.banned
 
     def honors(self, context: ssl.SSLContext | None) -> bool:
-        """Whether a connection that came by this context came under a key that still counts."""
-        return context in self._servers.values()
+        """Whether a connection that was made by this context, at either end, is under a key that still counts."""
+        return context in self._servers.values() or context in self._clients.values()
+
+    def is_late(self, tls: Tls | None) -> bool:
+        """Whether the other end of a refused handshake named a key of this network that is honored no longer."""
+        return tls is not None and tls in self._late
 
     def _pick(self, tls: Tls, tag: str | None, _: ssl.SSLContext) -> int | None:
         context = self._servers.get(tag or "")
-        if context is None:
+        if context is None:  # the answer is the same to all: tags can be overheard, and nobody has proved anything yet
+            if tag in self._ring.retired:
+                self._late.add(tls)
             return ssl.AlertDescription.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
         tls.context = context
         return None

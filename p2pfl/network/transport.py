@@ -11,6 +11,7 @@ from typing import Protocol
 from p2pfl.types import PeerId
 
 PIECE_BYTES = 1 << 20
+BANNED = 403  # the status of every answer to who has proved the id of a banned peer
 
 
 @dataclass(frozen=True)

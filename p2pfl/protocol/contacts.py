@@ -1,5 +1,6 @@
 """Whom this peer can talk to: hellos exchanged and judged, refusals, and messages to one peer or to all."""
 
+import math
 from collections.abc import Callable, Container
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ from msgspec.structs import replace
 
 from p2pfl.errors import ProtocolError
 from p2pfl.events import PeerJoined, Refusal, Warned
+from p2pfl.keys import random_key
 from p2pfl.protocol.claims import clash
 from p2pfl.protocol.links import Links
 from p2pfl.protocol.membership import Table
@@ -20,6 +22,11 @@ _TAKEN = {  # by reason: what a refusal means if it is true, which this peer can
     "no common version": "another peer speaks another version of the protocol: update the older of the two",
 }
 _SURPLUS = "second connection"
+
+
+def fan_out(peers: int) -> int:
+    """How many peers hear something from each that it is news to."""
+    return 3 + math.ceil(math.log2(max(peers, 2)))
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ class Contacts:
         self._said: dict[LinkId, Hello] = {}  # until the other end's hello comes
         self._knew: dict[PeerId, frozenset[tuple[PeerId, str]]] = {}  # of whom a peer knew when it was met, and seats
         self._warned_of: set[str] = set()
+        self._spread = 0  # how often something was
         self.told_off: tuple[str, ...] = ()  # why others would not talk, if what they say is true, or this one to them
 
     def opened(
@@ -212,6 +220,24 @@ class Contacts:
     def broadcast(self, message: Message, but: PeerId | None = None) -> list[Effect]:
         """To everybody there is a connection to, except perhaps for one."""
         return [effect for peer in self._links.peers if peer != but for effect in self.send(peer, message)]
+
+    def spread(self, message: Message, but: PeerId | None = None) -> list[Effect]:
+        """To a few, each of whom tells as many others what is news to it: all hear of it, for n log n messages.
+
+        Both neighbors in the order of ids are among them, so that whatever the rest draws nobody is left out; others
+        are drawn anew each time.
+        """
+        told = [peer for peer in self._links.peers if peer != but]
+        few = fan_out(len(told) + 1)
+        if few < len(told):
+            self._spread += 1
+            me = self._table.me.peer
+            ring = sorted([me, *told])
+            place = ring.index(me)
+            near = [ring[place - 1], ring[(place + 1) % len(ring)]]
+            drawn = {peer: random_key(self._spread, "spread", me, peer) for peer in told if peer not in near}
+            told = near + sorted(drawn, key=drawn.__getitem__)[: few - len(near)]
+        return [effect for peer in told for effect in self.send(peer, message)]
 
     def farewell(self) -> list[Effect]:
         """Say goodbye to everybody and dial nobody any more."""

@@ -22,7 +22,6 @@ from p2pfl.protocol.links import Links
 from p2pfl.protocol.lobby import Lobby, ready_message
 from p2pfl.protocol.membership import GONE, Table
 from p2pfl.protocol.messages import (
-    MAX_ROUND,
     VERSIONS,
     Ack,
     Declined,
@@ -263,13 +262,8 @@ class PeerCore:
             case Ready():
                 self._lobby.told(peer, message)
                 return self._course.told_of_data(peer, message.data) + self._course.settle(now)
-            case Start(running, init, members):
-                try:
-                    self._contacts.check(running.settings)
-                except ProtocolError as error:
-                    return self._contacts.refuse(link, error)
-                self._lobby.init = init
-                return self._learn(members, link, now, trusted=True) + self._course.adopt(running, now)
+            case Start():
+                return self._told_to_start(link, message, now)
             case Join(layout, data, round):
                 return self._course.told_of_data(peer, data) + self._course.admit(peer, layout, round)
             case Update(members):
@@ -313,6 +307,27 @@ class PeerCore:
             self._links.forget(me.peer)
         return [*effects, Close(link, "goodbye")]
 
+    def _told_to_start(self, link: LinkId, start: Start, now: float) -> list[Effect]:
+        """A run begins, or is on; only who waits for one takes more from that than news of others."""
+        try:
+            self._contacts.check(start.running.settings)
+        except ProtocolError as error:
+            return self._contacts.refuse(link, error)
+        if self._course.state != "lobby":
+            return self._learn(start.members, link, now)
+        if self._lobby.running is None or not self._lobby.init:
+            self._lobby.init = start.init
+        # Nobody can count in who was never seen here: others than those are candidates to be dialed, like all hearsay.
+        begin = [m for m in start.members if self._begins(m, start.running.start)]
+        effects = self._learn(begin, link, now, begun=start.running)
+        effects += self._learn([m for m in start.members if m not in begin], link, now, running=start.running)
+        return effects + self._course.adopt(start.running, now)
+
+    def _begins(self, record: Member, start: int) -> bool:
+        """Whether who is said to be in a run from its first round on is there at all."""
+        here = record.peer == self._id or self._links.reachable(record.peer)
+        return here and record.state == "member" and record.since == start
+
     def _offered(self, peer: PeerId, sealed: Offer, now: float) -> list[Effect]:
         """Open the seal; a broken one costs the offer."""
         sender = self._table.get(peer) or self._links.hello_of(peer).me  # type: ignore[union-attr]  # it was greeted
@@ -351,6 +366,7 @@ class PeerCore:
     def _welcome(self, met: Met, now: float) -> list[Effect]:
         """Bring a peer up to date on all that was not in the hello, and take what it says."""
         hello, said, peer = met.hello, met.said, met.hello.me.peer
+        self._table.met(peer)
         self._watch.back(peer, now)
         self._progress.met(peer, hello.round)
         running = self._course.state == "running"
@@ -396,13 +412,14 @@ class PeerCore:
         link: LinkId,
         now: float,
         *,
-        trusted: bool = False,
         running: Running | None = None,
+        begun: Running | None = None,
     ) -> list[Effect]:
         """Take in records that are their peers' own word; the first one that is not costs the connection.
 
         Args:
             running: the run that came with them.
+            begun: the run that the teller begins with them, and is believed.
         """
         teller = self._links.peer_of(link)
         if teller is None:
@@ -419,8 +436,8 @@ class PeerCore:
                 # Honest peers pass on nothing that they have not verified, and the rest may be a thousand such ones.
                 return self._contacts.refuse(link, error)
             sound.append(record)
-        grant = MAX_ROUND if trusted and self._course.state == "lobby" else self._course.grant(running)
-        return self._learned(self._gossip.learn(sound, teller, now, grant=grant, trusted=trusted), now)
+        grant = self._course.grant(running) if begun is None else begun.start
+        return self._learned(self._gossip.learn(sound, teller, now, grant=grant, trusted=begun is not None), now)
 
     def _learned(self, learned: Learned, now: float) -> list[Effect]:
         effects = list(learned.effects)

@@ -40,6 +40,7 @@ from p2pfl.protocol.served import AHEAD
 from p2pfl.types import PeerId
 
 _CATCHES_UP = 2 * AHEAD  # rounds; who is further behind takes the others' model
+_BETWEEN_WORDS_S = 600.0  # to the person, that this peer still waits for the others to come as far
 LINGER_S = 60.0  # a finished peer serves its last shares this long, or longer where rounds take long
 
 
@@ -59,6 +60,7 @@ class Course:
         self._joining = Joining(contacts.send)
         self._early = EarlyOffers()
         self._linger_until: float | None = None
+        self._told_of_wait_at: float | None = None
         self._came_back = False  # to a run that it has a model of its own for
         self.rounds: SynchronousRound | None = None  # from the time on that the recipe stands
         self.state = "lobby"
@@ -198,6 +200,10 @@ class Course:
         same_init = running.start > 0 or prepared.init == self._lobby.init
         if own_start and same_init and prepared.vector is not None:
             return self._begin(running.start, prepared.vector, now)
+        if prepared.rules.rounds and self.rounds.round >= prepared.rules.rounds:
+            last = f"the run ends with round {prepared.rules.rounds}"
+            text = f"{last}, and this peer's model has been as far: it stays as it is"
+            return [*dropped, Emit(Warned(peer=self._id, text=text)), *self.leave("rounds")]
         self.state = "joining"
         state: list[Effect] = [Emit(StateChanged(peer=self._id, state="joining", round=running.start))]
         return dropped + state + (self._join(now) if me.since is None else self._ask_for_snapshot(now))
@@ -242,7 +248,19 @@ class Course:
         # At the start, others may wait like this peer, and some have the model at once: whom to ask is not known.
         running = self._lobby.running
         retry_s = RETRY_SOON_S if running is not None and since == running.start else RETRY_S
-        return self._joining.ask(SnapshotWanted(since), self._can_answer(now), now, retry_s)
+        asked = self._joining.ask(SnapshotWanted(since), self._can_answer(now), now, retry_s)
+        return [*self._tell_of_wait(since, now), *asked]
+
+    def _tell_of_wait(self, since: int, now: float) -> list[Effect]:
+        """Word to the person, now and then, that the others have far to go before this peer can take part."""
+        known = [self._progress.round_of(peer) for peer in self._could_answer()]
+        others = median_low(known) if known else since
+        told_of = self._told_of_wait_at is not None and now < self._told_of_wait_at + _BETWEEN_WORDS_S
+        if told_of or since - others <= _CATCHES_UP:
+            return []
+        self._told_of_wait_at = now
+        text = f"this peer has been as far as round {since} and waits until the others are; they are at {others}"
+        return [Emit(Warned(peer=self._id, text=text))]
 
     def _ask_again(self, now: float) -> list[Effect]:
         since, members = self._table.me.since, self._could_answer()
@@ -283,7 +301,7 @@ class Course:
         return self._join(now) if self.state == "joining" else []
 
     def admit(self, peer: PeerId, layout: str, reached: int) -> list[Effect]:
-        """A newcomer asks for a round, none before the one it has reached; the record that answers goes to all."""
+        """A newcomer asks for a round, none before the one it has reached; what is news goes to all."""
         prepared, member = self._lobby.prepared, self._table.get(peer)
         if self.rounds is None or prepared is None or member is None or self.state == "joining":
             return []
@@ -293,9 +311,9 @@ class Course:
             # Only the peer itself can contradict that, and asks again.
             return self._contacts.send(peer, Update((member,)))
         since = granted(member, max(self.change_round(), reached), prepared.rules.rounds)
-        if since is not None:
-            member = self._table.change(peer, state="member", since=since, until=None)
-        return self._contacts.broadcast(Update((member,)))
+        if since is None:  # the others know
+            return self._contacts.send(peer, Update((member,)))
+        return self._contacts.broadcast(Update((self._table.change(peer, state="member", since=since, until=None),)))
 
     def others_went_on(self, now: float) -> list[Effect]:
         """A peer told its round: who comes back with its own model begins once the others are as far."""

@@ -16,6 +16,7 @@ from typing import TypeAlias
 from p2pfl.keys import random_key
 from p2pfl.types import PeerId
 
+_MOST_ASKED = 16  # pings of a peer that may still be answered
 _DIRECT_MISSES = 3  # in a row, while others hear a peer: its link is of no use
 
 
@@ -31,6 +32,7 @@ class Swim:
     suspicion_min_s: float = 2.5  # until death, with enough accusers; more forgives longer silences
     suspicion_max_s: float = 4.0  # with one accuser of many; more forgives a bad judge for longer
     worst_health: int = 8  # the most a slow peer stretches its own times by; more forgives slower machines
+    longest_timeout_s: float = 10.0  # where answers take long; less sees a death sooner there, and forgives less
     lag_s: float = 0.75  # a timer that comes this late is a sign that this process slept; less forgives too often
 
 
@@ -91,6 +93,30 @@ def suspicion_s(swim: Swim, confirmations: int, others: int) -> float:
     return swim.suspicion_max_s - (swim.suspicion_max_s - swim.suspicion_min_s) * part
 
 
+@dataclass(frozen=True)
+class RoundTrip:
+    """How long a peer's answers take: smoothed, and how much that varies."""
+
+    mean_s: float
+    deviation_s: float
+
+    @property
+    def timeout_s(self) -> float:
+        """When an answer is late."""
+        return self.mean_s + 4.0 * self.deviation_s
+
+
+def measured(known: RoundTrip | None, took_s: float) -> RoundTrip:
+    """Take in how long one more answer took.
+
+    Source: RFC 6298, section 2.
+    """
+    if known is None:
+        return RoundTrip(took_s, took_s / 2)
+    deviation_s = 0.75 * known.deviation_s + 0.25 * abs(known.mean_s - took_s)
+    return RoundTrip(0.875 * known.mean_s + 0.125 * took_s, deviation_s)
+
+
 def pings(swim: Swim, others: int) -> int:
     """How many of the other members are pinged in a period: two at least, or three peers would notice too late."""
     return min(swim.most_pings, others, max(2, math.ceil(others / swim.share)))
@@ -120,6 +146,8 @@ class Detector:
         self._probes: dict[PeerId, _Probe] = {}
         self._suspicions: dict[PeerId, _Suspicion] = {}
         self._misses: dict[PeerId, int] = {}  # direct ones in a row
+        self._asked: dict[PeerId, dict[int, float]] = {}  # pings that may still be answered, and since when
+        self._took: dict[PeerId, RoundTrip] = {}
         self._order: list[PeerId] = []  # who is left of this time round
         self._rounds = 0  # how often the order was drawn
         self._number = 0
@@ -133,8 +161,13 @@ class Detector:
         self._misses.pop(peer, None)
         self._answered(peer)
 
-    def acknowledged(self, number: int, by: PeerId) -> PeerId | None:
-        """An answer came; returns of whom, if it was asked for."""
+    def acknowledged(self, number: int, by: PeerId, now: float) -> PeerId | None:
+        """An answer came; returns of whom, if it was asked for and is not late."""
+        asked = self._asked.get(by, {})
+        if number in asked:
+            self._misses.pop(by, None)
+            self._took[by] = measured(self._took.get(by), now - asked[number])
+            self._asked[by] = {later: since for later, since in asked.items() if later > number}
         for peer, probe in self._probes.items():
             if probe.number == number and (by == peer or by in probe.helpers):
                 self._answered(peer)
@@ -149,7 +182,7 @@ class Detector:
 
     def forget(self, peer: PeerId) -> None:
         """A peer is gone, or somebody else by now."""
-        for known in (self._probes, self._suspicions, self._misses):
+        for known in (self._probes, self._suspicions, self._misses, self._asked, self._took):
             known.pop(peer, None)
 
     def accused(self, peer: PeerId, by: PeerId, now: float) -> None:
@@ -161,7 +194,7 @@ class Detector:
     def doubt(self, peer: PeerId, now: float) -> None:
         """There is reason to look at a peer now."""
         if peer not in self._probes and not self.suspects(peer):
-            self._probes[peer] = self._probe(now, ask_at=now)
+            self._probes[peer] = self._probe(peer, now, ask_at=now)
 
     def suspects(self, peer: PeerId) -> bool:
         """Whether this peer itself suspects another."""
@@ -170,8 +203,9 @@ class Detector:
     def lagged(self, now: float) -> None:
         """This process slept, or was kept waiting: whatever it waited for has all its time again."""
         self._worse()
+        self._asked.clear()
         for peer in self._probes:
-            self._probes[peer] = self._probe(now, ask_at=now)
+            self._probes[peer] = self._probe(peer, now, ask_at=now)
         for suspicion in self._suspicions.values():
             if suspicion.began < math.inf:
                 suspicion.began, suspicion.accusers = now, {self._me}
@@ -187,7 +221,8 @@ class Detector:
             watched: all members but this peer, in any order that is the same from call to call.
             linked: whether there is a connection to a peer.
         """
-        for peer in (set(self._probes) | set(self._suspicions) | set(self._misses)).difference(watched):
+        known = (self._probes, self._suspicions, self._misses, self._asked, self._took)
+        for peer in set().union(*known).difference(watched):
             self.forget(peer)
         verdicts: list[Verdict] = []
         if not watched:
@@ -197,7 +232,7 @@ class Detector:
             self._next_period = now + self._stretched(self._swim.period_s)
             for peer in self._turn(watched):
                 if peer not in self._probes:
-                    begun = self._probes[peer] = self._probe(now)
+                    begun = self._probes[peer] = self._probe(peer, now)
                     if linked(peer):
                         verdicts.append(PingIt(peer, begun.number))
                     else:
@@ -208,10 +243,20 @@ class Detector:
             if probe.end_at <= now:
                 verdicts += self._unanswered(peer, linked, now)
         for peer, suspicion in list(self._suspicions.items()):
-            if suspicion.began + self._patience(suspicion, len(watched)) <= now:
+            if suspicion.began + self._patience(peer, suspicion, len(watched)) <= now:
                 self.forget(peer)
                 verdicts.append(Dead(peer))
+        for verdict in verdicts:
+            if isinstance(verdict, PingIt):
+                self._note(verdict, now)
         return verdicts
+
+    def _note(self, ping: PingIt, now: float) -> None:
+        """Remember when a peer was asked; what is asked twice under one number is taken to be answered the first time."""
+        asked = self._asked.setdefault(ping.peer, {})
+        asked.setdefault(ping.number, now)
+        if len(asked) > _MOST_ASKED:
+            del asked[next(iter(asked))]
 
     def next_deadline(self, watched: int) -> float | None:
         """When to ask again what is due.
@@ -222,11 +267,18 @@ class Detector:
         if self._next_period is None:
             return None
         times = [self._next_period, *(min(probe.ask_at, probe.end_at) for probe in self._probes.values())]
-        times += [s.began + self._patience(s, watched) for s in self._suspicions.values()]
+        times += [s.began + self._patience(peer, s, watched) for peer, s in self._suspicions.items()]
         return min(times)
 
-    def _patience(self, suspicion: _Suspicion, watched: int) -> float:
-        return suspicion_s(self._swim, len(suspicion.accusers) - 1, watched - 1)
+    def _patience(self, peer: PeerId, suspicion: _Suspicion, watched: int) -> float:
+        more_s = 2 * (self._timeout_s(peer) - self._swim.timeout_s)
+        return suspicion_s(self._swim, len(suspicion.accusers) - 1, watched - 1) + more_s
+
+    def _timeout_s(self, peer: PeerId) -> float:
+        """How long an answer may take: what it usually does, where that is more than on a LAN."""
+        took = self._took.get(peer)
+        usual_s = 0.0 if took is None else min(took.timeout_s, self._swim.longest_timeout_s)
+        return max(self._swim.timeout_s, usual_s)
 
     def _turn(self, watched: Sequence[PeerId]) -> list[PeerId]:
         """Whose turn it is: everybody once, then in another order."""
@@ -242,9 +294,9 @@ class Detector:
             turn.append(self._order.pop())
         return turn
 
-    def _probe(self, now: float, ask_at: float | None = None) -> _Probe:
+    def _probe(self, peer: PeerId, now: float, ask_at: float | None = None) -> _Probe:
         self._number += 1
-        wait_s = self._stretched(self._swim.timeout_s)
+        wait_s = self._stretched(self._timeout_s(peer))
         if ask_at is not None:
             return _Probe(self._number, ask_at, now + wait_s, direct=False)
         return _Probe(self._number, now + wait_s, now + max(2 * wait_s, self._stretched(self._swim.period_s)))
@@ -270,8 +322,8 @@ class Detector:
     def _unanswered(self, peer: PeerId, linked: Callable[[PeerId], bool], now: float) -> list[Verdict]:
         """Nobody hears it. Until its time is up it is asked again and again, however slow this peer finds itself."""
         self._number += 1
-        ask_at = now + self._swim.timeout_s
-        self._probes[peer] = _Probe(self._number, ask_at, ask_at + self._swim.timeout_s, direct=False)
+        wait_s = self._timeout_s(peer)
+        self._probes[peer] = _Probe(self._number, now + wait_s, now + 2 * wait_s, direct=False)
         again: list[Verdict] = [PingIt(peer, self._number)] if linked(peer) else []
         if self.suspects(peer):
             return again

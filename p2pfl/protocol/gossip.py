@@ -119,7 +119,7 @@ class Gossip:
                     self._links.retry(member.peer, now)
         fresh = tuple(self._table.get(member.peer) or member for member in news)
         if fresh:
-            effects += self._contacts.broadcast(Update(fresh), but=teller)
+            effects += self._contacts.spread(Update(fresh), but=teller)
         of_me = self._table.me != before
         if of_me and self._table.me.incarnation == before.incarnation:  # a round was granted; others may not know it
             effects += self._contacts.broadcast(Update((self._table.me,)), but=teller)
@@ -269,7 +269,7 @@ class Gossip:
             return []
         until = None if member.since is None else max(member.since, change_round)
         dead = self._table.change(peer, state="dead", until=until)
-        return [*self._is_gone(dead, member), *self._contacts.broadcast(Update((dead,)))]
+        return [*self._is_gone(dead, member), *self._contacts.spread(Update((dead,)))]
 
     def may_answer(self, peer: PeerId, round: int) -> bool:
         """Whether a member is worth waiting for: still, or already, of the round, and connected or about to be."""

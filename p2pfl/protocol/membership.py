@@ -5,6 +5,9 @@ along (lobby < member = observer < dead < left), then the later rounds: a join s
 the same records hold the same table however the messages came. Only the peer itself raises its incarnation, which is
 how it comes back, or contradicts a claim of its death; its signature is on that, see `records`. Of itself a peer
 believes nobody: what others claim of it is `gossip`'s to answer.
+
+A table is bounded. Room is made by forgetting who is gone, of whom so much is kept that an old record does not bring
+it back; and for who has said hello here, by forgetting one that has not.
 """
 
 import hashlib
@@ -19,6 +22,7 @@ from p2pfl.types import PeerId, seat_order
 
 MAX_TOLD_BYTES = MAX_MESSAGE_BYTES // 2  # the rest is for a hello's settings
 GONE = ("dead", "left")
+MAX_BURIED = 4 * MAX_MEMBERS  # who was gone and is forgotten; more holds out against more ids that come and go
 _RANK: Mapping[State, int] = {"lobby": 0, "observer": 1, "member": 2, "dead": 3, "left": 4}
 
 
@@ -69,15 +73,31 @@ def display_names(members: Iterable[Member]) -> dict[PeerId, str]:
     return {m.peer: m.name if counts[m.name] == 1 else f"{m.name}-{m.peer[:4]}" for m in members}
 
 
+@dataclass(frozen=True)
+class _Buried:
+    """What is left of a record that was forgotten."""
+
+    incarnation: int
+    state: State
+    since: int | None
+    until: int | None
+
+
 class Table:
     """All records this peer has heard of."""
 
-    def __init__(self, me: Member, sign: Callable[[Member], Member] = lambda me: me) -> None:
+    def __init__(
+        self, me: Member, sign: Callable[[Member], Member] = lambda me: me, *, most: int = MAX_MEMBERS
+    ) -> None:
         """Only this peer's own.
 
         Args:
             sign: puts this peer's own record under its signature.
+            most: records that are held.
         """
+        self._most = most
+        self._met: dict[PeerId, None] = {}  # who has said hello here, the latest last
+        self._buried: dict[PeerId, _Buried] = {}
         self._me = me.peer
         self._sign = sign
         self._records: dict[PeerId, Member] = {me.peer: sign(me)}
@@ -132,17 +152,26 @@ class Table:
         yield tuple(told)
 
     def merge(self, records: Iterable[Member]) -> list[Member]:
-        """Take in records of others; returns those that were news. Beyond `MAX_MEMBERS` strangers are left out."""
+        """Take in records of others; returns those that were news. Strangers that find no room are left out."""
         news = []
-        for record in records:
-            known = self._records.get(record.peer)
-            if record.peer == self._me or (known is not None and not supersedes(record, known)):
+        for told in records:
+            known = self._records.get(told.peer)
+            record = told if known is not None else self._unburied(told)
+            if told.peer == self._me or record is None or (known is not None and not supersedes(record, known)):
                 continue
-            if known is None and len(self._records) >= MAX_MEMBERS and not self._evict():
+            if known is None and len(self._records) >= self._most and not self._make_room(record.peer):
                 continue
+            self._buried.pop(record.peer, None)
             self._put(record)
             news.append(record)
         return news
+
+    def met(self, peer: PeerId) -> None:
+        """A peer has said hello here: it is somebody, where a record alone costs its maker nothing."""
+        self._met.pop(peer, None)
+        self._met[peer] = None
+        if len(self._met) > self._most:
+            del self._met[next(iter(self._met))]
 
     def change(self, peer: PeerId, **fields: object) -> Member:
         """Replace fields of a record, at this peer's own word."""
@@ -171,11 +200,34 @@ class Table:
         self._records[record.peer] = record
         self._ordered = self._digest = None
 
-    def _evict(self) -> bool:
-        """Make room by forgetting somebody who is gone."""
-        for member in self:
-            if member.state in GONE and member.peer != self._me:
-                del self._records[member.peer]
-                self._ordered = self._digest = None
-                return True
-        return False
+    def _unburied(self, record: Member) -> Member | None:
+        """What to make of a record of somebody unknown, or forgotten: nobody rises but by a higher incarnation."""
+        buried = self._buried.get(record.peer)
+        if buried is None or record.incarnation > buried.incarnation:
+            return record
+        if record.peer in self._met and record.incarnation == buried.incarnation and buried.state == "dead":
+            # It is here, and must hear that it is held dead: then it contradicts.
+            fields = {"state": buried.state, "since": buried.since, "until": buried.until}
+            return msgspec.structs.replace(record, **fields)
+        return None
+
+    def _make_room(self, newcomer: PeerId) -> bool:
+        """Forget somebody: who is gone; for one that was met also one that never was; and who was not met first."""
+        replaceable = [
+            (member.state not in GONE, member.peer in self._met, member.state == "member", number, member)
+            for number, member in enumerate(self)
+            if member.peer != self._me
+            and (member.state in GONE or (newcomer in self._met and member.peer not in self._met))
+        ]
+        if not replaceable:
+            return False
+        forgotten = min(replaceable)[-1]
+        del self._records[forgotten.peer]
+        self._ordered = self._digest = None
+        if forgotten.state in GONE:
+            self._buried[forgotten.peer] = _Buried(
+                forgotten.incarnation, forgotten.state, forgotten.since, forgotten.until
+            )
+            if len(self._buried) > MAX_BURIED:
+                del self._buried[next(iter(self._buried))]
+        return True

@@ -54,6 +54,7 @@ from p2pfl.types import PeerId
 _MISSES_BEFORE_NOT_WAITED_FOR = 2
 _ROUNDS_BETWEEN_TRIES = 8
 _FETCH_TRIES = 3
+_BETWEEN_TABLES_S = 2.0  # to one neighbor that sees other members; as where tables are found to differ, see `watch`
 
 
 class SynchronousRound:
@@ -93,6 +94,7 @@ class SynchronousRound:
         self._early = EarlyOffers()
         self._served = Served()
         self._last_share: tuple[str, int] = ("", 0)  # token, and to how many it was offered
+        self._differed_at: dict[PeerId, float] = {}  # when a neighbor was last told who is here
         self._late_for: set[PeerId] = set()  # neighbors that declined it as late
         self._counted: deque[dict[PeerId, Offer]] = deque(maxlen=AHEAD)  # they are repeated on a new connection
         self._misses: dict[PeerId, int] = {}
@@ -256,7 +258,7 @@ class SynchronousRound:
 
     def forget(self, peer: PeerId) -> None:
         """There is no connection to a peer any more; on the next one it says anew where it is, and what it offers."""
-        for known in (self._heard, self._ahead):
+        for known in (self._heard, self._ahead, self._differed_at):
             known.pop(peer, None)
         self._snapshots.forget(peer)
         self._early.forget(peer)
@@ -291,7 +293,8 @@ class SynchronousRound:
             effects = self._refuse(peer, offer, reason)
             if reason == "late" and offer.round + 1 >= current.number:
                 self._misses[peer] = 0  # only just: waited for once more, it falls into step
-            if reason == "view mismatch":
+            if reason == "view mismatch" and now - self._differed_at.get(peer, -_BETWEEN_TABLES_S) >= _BETWEEN_TABLES_S:
+                self._differed_at[peer] = now
                 effects += self._views_differ(peer)
             if reason not in ("late", "foreign"):
                 current.given_up.add(peer)

@@ -21,6 +21,7 @@ _MAX_RELAYED = 256  # probes for others that are under way at once
 _BETWEEN_TELLINGS_S = 2.0  # of the whole table to one peer
 _SETTLED_S = 0.5  # a table that has just changed is on its way to others already
 _JUST_LOST_S = 2.0  # a reset, and nobody listening where it came from: the process has ended
+_UNMET_S = 30.0  # for a member to be met here before it can be missed: where all begin at once, connecting takes long
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Watch:
         self._changed_at = 0.0
         self._heard_at: dict[PeerId, float] = {}
         self._lost_at: dict[PeerId, float] = {}
+        self._others: tuple[PeerId, ...] = ()  # as they were last looked at
+        self._unmet: dict[PeerId, float] = {}  # who of them has not been here since it came, and how long that is no sign
 
     # Messages
 
@@ -69,7 +72,7 @@ class Watch:
                 return []
             del self._relayed[ack.number]
             return self._contacts.send(relayed.asker, Ack(relayed.number, ack.incarnation))
-        self._detector.acknowledged(ack.number, peer)
+        self._detector.acknowledged(ack.number, peer, now)
         return self._differs(peer, ack.table, now)
 
     def _differs(self, peer: PeerId, table: bytes, now: float) -> list[Effect]:
@@ -124,6 +127,7 @@ class Watch:
     def back(self, peer: PeerId, now: float) -> None:
         """There is a connection to a peer."""
         self._lost_at.pop(peer, None)
+        self._unmet.pop(peer, None)
         self.heard(peer, now)
 
     def refused(self, peer: PeerId, now: float) -> bool:
@@ -132,6 +136,7 @@ class Watch:
             return False
         if now - self._lost_at.get(peer, -_JUST_LOST_S) < _JUST_LOST_S:
             return True
+        self._unmet.pop(peer, None)
         self._detector.doubt(peer, now)
         return False
 
@@ -144,7 +149,7 @@ class Watch:
     def due(self, now: float, die: Callable[[PeerId], list[Effect]]) -> list[Effect]:
         """Ping, ask, suspect; `die` says what to do about who is dead."""
         effects: list[Effect] = []
-        for verdict in self._detector.due(self._table.others, self._links.reachable, now):
+        for verdict in self._detector.due(self._watched(now), self._links.reachable, now):
             match verdict:
                 case PingIt(peer, number):
                     effects += self._contacts.send(peer, Ping(number, self._table.digest))
@@ -153,7 +158,7 @@ class Watch:
                 case Suspect(peer):
                     known = self._table.get(peer)
                     if known is not None:
-                        effects += self._contacts.broadcast(Suspicion(peer, known.incarnation), but=peer)
+                        effects += self._contacts.spread(Suspicion(peer, known.incarnation), but=peer)
                 case Deaf(peer):
                     effects += [Close(link, "deaf") for link in self._links.links_of((peer,))]
                 case Dead(peer):
@@ -162,4 +167,22 @@ class Watch:
 
     def next_deadline(self) -> float | None:
         """When to look again."""
-        return self._detector.next_deadline(len(self._table.others))
+        times = [*self._unmet.values(), self._detector.next_deadline(len(self._others) - len(self._unmet))]
+        return min((time for time in times if time is not None), default=None)
+
+    def _watched(self, now: float) -> tuple[PeerId, ...]:
+        """All others, but for those who have only just come and were not met here yet.
+
+        While a network comes together on few cores, hundreds of handshakes take longer than any silence is borne, and
+        hardly anybody has a connection to whom others tell of. Whoever has met it watches it meanwhile.
+        """
+        others = self._table.others
+        if others != self._others:
+            came = set(others).difference(self._others)
+            self._unmet = {peer: until for peer, until in self._unmet.items() if peer in others}
+            self._unmet |= {peer: now + _UNMET_S for peer in others if peer in came and not self._links.reachable(peer)}
+            self._others = others
+        if not self._unmet:
+            return others
+        self._unmet = {peer: until for peer, until in self._unmet.items() if until > now}
+        return tuple(peer for peer in others if peer not in self._unmet)

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from p2pfl.errors import NetworkError, UsageError
 from p2pfl.network.discovery import join_address, split_address
+from p2pfl.network.rebinding import is_of_this_host
 
 DEFAULT_HOST = "127.0.0.1"
 _DEADLINE_S = 2.0  # for a request on the whole
@@ -132,6 +133,9 @@ class _Request(WSGIRequestHandler):
 
 def _only_metrics(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if not is_of_this_host(environ.get("HTTP_HOST")):
+            start_response("421 Misdirected Request", [("Content-Type", "text/plain")])
+            return [b"ask by an address: a name may be a web page's\n"]
         if environ["PATH_INFO"] != "/metrics":
             start_response("404 Not Found", [("Content-Type", "text/plain")])
             return [b"metrics are at /metrics\n"]

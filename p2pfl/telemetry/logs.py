@@ -20,7 +20,7 @@ from p2pfl.errors import UsageError
 from p2pfl.events import PeerGone, Refusal, RunEvent, ShareRejected, Sink, Warned
 from p2pfl.plain import printable, printable_lines
 from p2pfl.reasons import meaning
-from p2pfl.telemetry.repeats import Refusals, Repeats
+from p2pfl.telemetry.repeats import Refusals, Repeats, Seldom
 
 LOGGER = "p2pfl"
 STRUCK = "[struck out]"
@@ -29,6 +29,7 @@ _SECRET = re.compile(
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)",
     re.IGNORECASE | re.DOTALL,
 )
+_OPENSSL = re.compile(r"_ssl\.c\b|^\[(SSL|ASN1|X509|CRYPTO)\b")  # its own words, which the reason says plainly
 
 _log = logging.getLogger(f"{LOGGER}.seen")
 
@@ -62,7 +63,7 @@ def _line(event: RunEvent) -> str | None:
                 "remote": event.remote,
                 "connection": event.connection or "",
                 "round": event.round or "",
-                "detail": event.detail,
+                "detail": "" if _OPENSSL.search(event.detail) else event.detail,
             }
             told = ", ".join(f"{key} {value}" for key, value in facts.items() if value != "")
             return f"refused {event.what}: {event.reason}{f' ({told})' if told else ''}. {meaning(event.reason)}"
@@ -87,20 +88,21 @@ def _key(event: RunEvent) -> object:
 class JsonLines:
     """Writes events, and log records, as lines of JSON with the time since the start and the time of day.
 
-    A disk that fails costs the log, not the run: the first trouble is told to `warn`, and writing ends.
+    Ids are whole here, as `p2pfl network ban` needs them, and details are as they came. A disk that fails costs the
+    log, not the run: the first trouble is told to `warn`, and writing ends.
     """
 
     def __init__(self, stream: TextIO, warn: Callable[[str], None]) -> None:
         self._stream: TextIO | None = stream
         self._warn = warn
-        self._refusals = Refusals()
+        self._seldom = Seldom()
         self._began = time.monotonic()
 
     def __call__(self, event: RunEvent) -> None:
         """Take an event."""
-        times = self._refusals.count(event) if isinstance(event, Refusal) else 1
-        if times is not None:
-            self._write({**msgspec.structs.asdict(event), "event": type(event).__name__}, event.time_s, times)
+        told, times = self._seldom.told(event)
+        if told is not None:
+            self._write({**msgspec.structs.asdict(told), "event": type(told).__name__}, event.time_s, times)
 
     def record(self, record: logging.LogRecord) -> None:
         """Take a log record; one that tells of an event is left to the event."""
@@ -128,9 +130,14 @@ class JsonLines:
 
 
 class _Lines(logging.Handler):
-    """Lines for a person, on whatever stderr is now: a live table puts itself in its place."""
+    """Lines for a person, on whatever stderr is now: a live table puts itself in its place.
+
+    Warnings of the run are left out: the commands show them anyway.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
+        if isinstance(getattr(record, "event", None), Warned):
+            return
         line = without_secrets(f"{time.strftime('%H:%M:%S')} {record.levelname.lower()} {self.format(record)}")
         line = printable_lines(line)
         with suppress(OSError, ValueError):  # a closed terminal is no reason to stop

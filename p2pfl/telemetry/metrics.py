@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, ProcessCollector
 
 from p2pfl.events import (
     Listening,
@@ -37,11 +37,21 @@ _ROUND_S = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000)
 _LAG_S = (0.001, 0.01, 0.03, 0.1, 0.3, 1, 3, 10)
 
 
+class _Registry(CollectorRegistry):
+    """Without the time at which each series began, which the library shows as a second series beside it."""
+
+    def collect(self) -> Iterator[Metric]:
+        """What is shown."""
+        for family in super().collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family
+
+
 class Metrics:
     """The metrics of the one peer of this process. Call it with each event; `registry` is what is shown."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
+        self.registry = registry = _Registry()
         self._peers: dict[PeerId, str] = {}
         self._state = ""
         self._info = Gauge("p2pfl_peer_info", "Who this peer is.", ("peer", "name", "seat"), registry=registry)
@@ -88,6 +98,8 @@ class Metrics:
         match event:
             case Listening(peer=peer, name=name, seat=seat):
                 self._info.labels(peer, name, seat).set(1)
+                if not self._state:
+                    self._become("waiting")
             case StateChanged(state=state, round=round):
                 self._become(state)
                 self._round.set(round)

@@ -5,7 +5,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from ipaddress import ip_address, ip_network
 
-from p2pfl.events import Refusal
+import msgspec
+
+from p2pfl.events import Refusal, RoundFinished, RunEvent, ShareRejected, Warned
+from p2pfl.types import PeerId
 
 _KEYS = 4096  # different things whose repeats are counted
 _TOLD_S = 60.0  # what goes on is told at least so often
@@ -54,6 +57,34 @@ class Refusals:
                 return self._kinds.count(kind)
             self._firsts[kind] = self._firsts.get(kind, 0) + 1
         return self._places.count(place)
+
+
+class Seldom:
+    """Which events are written down, and how often they came: of what others bring about at will, few are."""
+
+    def __init__(self) -> None:
+        self._refusals = Refusals()
+        self._repeats = Repeats()
+        self._rounds: dict[PeerId, int] = {}  # the last round that each peer of this process has done
+
+    def told(self, event: RunEvent) -> tuple[RunEvent | None, int]:
+        """The event, with its count where it carries one, or None if it is not to be told; and how often it came."""
+        times: int | None = 1
+        match event:
+            case Refusal():
+                times = self._refusals.count(event)
+            case ShareRejected():  # by rounds of our own: the round that a share is said to be of, a liar makes up
+                round = self._rounds.get(event.peer)
+                times = self._repeats.count(("share", event.peer, round, event.other, event.reason))
+            case Warned():
+                times = self._repeats.count(("warned", event.peer, event.text))
+            case RoundFinished():
+                self._rounds[event.peer] = event.round
+        if times is None:
+            return None, 0
+        if isinstance(event, Refusal | ShareRejected):
+            return msgspec.structs.replace(event, times=times), times
+        return event, times
 
 
 def place_of(remote: str) -> str:

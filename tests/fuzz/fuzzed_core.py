@@ -1,6 +1,6 @@
 """A core to be fuzzed: in the lobby of a network, with nobody met yet."""
 
-from targets import ASKED, KEY, NETWORK, US, us
+from message_targets import ASKED, KEY, NETWORK, US, us
 
 from p2pfl.network_key import KeyRing
 from p2pfl.protocol.core import PeerCore

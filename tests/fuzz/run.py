@@ -24,7 +24,7 @@ def main() -> None:
     import atheris
 
     sys.path[:0] = [str(HERE), str(HERE.parents[1])]
-    with atheris.instrument_imports(include=["p2pfl", "targets", "fuzzed_core"]):
+    with atheris.instrument_imports(include=["p2pfl", *(path.stem for path in HERE.glob("*.py"))]):
         from targets import TARGETS
 
         if asked.target not in TARGETS:
