@@ -35,16 +35,12 @@ class Construction:
     def build(self, settings: Settings) -> tuple[Prepared, Learner]:
         """Model and data for a recipe; for a worker thread. Raises RecipeError where they do not go together."""
         with GENERATOR:  # a function of the user's own may draw initial weights from it
-            return self._build(settings, self.recipe_of(settings))
+            return self._build(settings)
 
-    def recipe_of(self, settings: Settings) -> NetworkRecipe:
-        """The recipe of these settings. Raises RecipeError."""
+    def _build(self, settings: Settings) -> tuple[Prepared, Learner]:
         recipe = recipe_of(settings)
         if recipe.steps and "epochs" in settings:
             raise RecipeError("the network was asked for both epochs and steps; choose one")
-        return recipe
-
-    def _build(self, settings: Settings, recipe: NetworkRecipe) -> tuple[Prepared, Learner]:
         if isinstance(self.model, nn.Module):
             learner: Learner = TorchLearner(
                 self.model,

@@ -5,12 +5,15 @@ from typing import Any
 
 from torch import nn
 
+from p2pfl.blocking import run_sync
+from p2pfl.construction import Build
 from p2pfl.errors import UsageError
 from p2pfl.events import Sink
 from p2pfl.learning.learner import Source
 from p2pfl.network.discovery import MemoryDiscovery, MemoryLan
 from p2pfl.network.memory import MemoryNetwork
-from p2pfl.peer import Build, Peer, Result, run_sync
+from p2pfl.peer import Peer
+from p2pfl.result import Result
 from p2pfl.types import Setting
 
 _PATIENT_S = 86_400.0

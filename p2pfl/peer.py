@@ -3,99 +3,50 @@
 import asyncio
 import base64
 import json
-import re
 import secrets
-import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass, field
-from itertools import zip_longest
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
-import torch
+import msgspec
 from torch import nn
 
 from p2pfl.belonging import Belonging, ring_in
-from p2pfl.checkpoint import Generations, Saved
+from p2pfl.blocking import run_sync
+from p2pfl.checkpoint import Saved
+from p2pfl.construction import Build, Construction
 from p2pfl.errors import NetworkError, RecipeError, UsageError
 from p2pfl.events import Listening, PeerJoined, RoundFinished, RunEvent, Sink, StateChanged
+from p2pfl.folder import Folder, addresses_of_others
 from p2pfl.home import Held
 from p2pfl.identity import Identity
-from p2pfl.layout import Vector, digest_of
-from p2pfl.learning.learner import (
-    GENERATOR,
-    Learner,
-    Loss,
-    Metric,
-    OptimizerFactory,
-    ScheduleFactory,
-    Source,
-    TorchLearner,
-    choose_device,
-)
-from p2pfl.model_files import Checkpoint, ModelFacts, read_vector, save_model
+from p2pfl.layout import Vector
+from p2pfl.learning.learner import Learner, Loss, Metric, OptimizerFactory, ScheduleFactory, Source, choose_device
+from p2pfl.model_files import Checkpoint, ModelFacts, save_model
 from p2pfl.network.buffers import BufferPool
-from p2pfl.network.discovery import (
-    Candidate,
-    Discovery,
-    Found,
-    NoDiscovery,
-    ignore,
-    split_address,
-)
+from p2pfl.network.discovery import split_address
 from p2pfl.network.http import HttpTransport
-from p2pfl.network.interfaces import insecure_warning, listening_hosts, local_addresses
-from p2pfl.network.mdns import MdnsDiscovery
-from p2pfl.network.tls import Credentials
+from p2pfl.network.interfaces import insecure_warning, listening_hosts
 from p2pfl.network.transport import Transport
 from p2pfl.network_key import KeyRing, NetworkKey
+from p2pfl.presence import DiscoveryFactory, Presence, lan_transport, mdns, no_discovery
 from p2pfl.protocol.core import PeerCore
 from p2pfl.protocol.membership import display_names
 from p2pfl.protocol.messages import Member, Settings
-from p2pfl.protocol.participant import Done, KeyChosen, Prepared, Rules, Stop, Tick
+from p2pfl.protocol.participant import Done, KeyChosen, Prepared, Stop, Tick
 from p2pfl.protocol.participant import Found as FoundEvent
-from p2pfl.recipe import PACE, Asked, NetworkRecipe, complaint, recipe_of, standing_settings
+from p2pfl.recipe import Asked, NetworkRecipe, complaint, recipe_of
+from p2pfl.result import Result
 from p2pfl.shell import Outcome, Shell
 from p2pfl.shut_out import PATIENCE_S, ShutOut
 from p2pfl.sinks import tee
-from p2pfl.state import State, Stateful
+from p2pfl.state import State
 from p2pfl.types import PeerId, Setting
 
-Build: TypeAlias = Callable[[NetworkRecipe], Learner]  # called in a worker thread, once the network's recipe is known
-DiscoveryFactory: TypeAlias = Callable[[Found, Callable[[str], None]], Discovery]
+__all__ = ["Build", "Peer", "Result", "no_discovery", "run_sync"]
+
 _MAX_BODY = 1 << 40
-_REMEMBERED = 64  # addresses of others in a checkpoint; more find a network that has moved, and dial longer in vain
-_T = TypeVar("_T")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came out of one peer's run."""
-
-    name: str
-    round: int  # rounds that are behind it
-    history: tuple[RoundFinished, ...] = ()
-    failures: Mapping[str, int] = field(default_factory=dict)  # refused or lost shares by reason
-    settings: Mapping[str, Setting] = field(default_factory=dict)
-    members: tuple[str, ...] = ()
-    model: nn.Module | None = None
-    vector: Vector | None = None
-
-    @property
-    def accuracy(self) -> float | None:
-        """Accuracy on the test part after the last round, a fraction."""
-        return self.history[-1].test_accuracy if self.history else None
-
-    @property
-    def loss(self) -> float | None:
-        """Loss on the test part after the last round."""
-        return self.history[-1].test_loss if self.history else None
-
-    @property
-    def metrics(self) -> Mapping[str, float]:
-        """The learner's own metrics after the last round."""
-        return self.history[-1].metrics if self.history else {}
 
 
 class Peer:
@@ -191,17 +142,18 @@ class Peer:
         self._seeds = peers
         self._sinks = sinks
         self._facts = facts or ModelFacts
-        self._out = Path(out) if out is not None else None
         self._init = Path(init) if init is not None else None
         if insecure and transport is None:
             interface = interface or "127.0.0.1"
         self._interface, self._port = interface, port
         self._own_transport, self._own_discovery = transport, discovery
-        self._transport: Transport = transport or _lan_transport(interface, port, None)
+        self._transport: Transport = transport or lan_transport(interface, port, None)
         self._shell: Shell | None = None
         self._untold: list[str] = []  # warnings from before the run
-        self._generations = Generations(self._checkpoint_path, self._warn) if self._out is not None else None
-        self._checkpoint = self._read_checkpoint() if resume else None
+        self._folder = Folder(Path(out), name, self._warn) if out is not None else None
+        if resume and self._folder is None:
+            raise UsageError("--resume needs --out: the folder of the run to go on with")
+        self._checkpoint = self._folder.newest(self.network) if resume and self._folder is not None else None
         self._belonging: Belonging | None = None  # while it runs
         self.id: PeerId = self._checkpoint.peer if self._checkpoint else ""  # known once it runs
         self.seat = self._checkpoint.seat if self._checkpoint else (seat if seat is not None else name)
@@ -213,7 +165,7 @@ class Peer:
         self._shut_out = ShutOut(self.network, ())
         self._shut_out_look: asyncio.TimerHandle | None = None
         self._banned = False
-        self._verified: Callable[[PeerId], None] = ignore  # tells discovery whose candidate proved its key
+        self._presence: Presence | None = None  # while it runs
         self._recipe: NetworkRecipe | None = None
         self._settings: dict[str, Setting] = {}  # of the network
 
@@ -234,7 +186,7 @@ class Peer:
             UsageError: this machine has no key of the network, or another process has this peer's identity.
         """
         firm = dict(self._asked) if rounds is None else {**self._asked, "rounds": rounds}
-        asked = firm if self._checkpoint is None else self._resumed(self._checkpoint, firm)
+        asked = self._folder.resumed(self._checkpoint, firm) if self._checkpoint and self._folder else firm
         recipe_of(asked)
         self._history.clear()
         belonging = self._belong()
@@ -253,20 +205,20 @@ class Peer:
             key=self._ring,
             identity=self._identity,
             encrypted=self._ring is not None or (ours and not self._insecure),
-            at_home=(ours and self._ring is None) or self._out is not None,
+            at_home=(ours and self._ring is None) or self._folder is not None,
             warn=self._warn,
             resumed=saved.peer if saved is not None else "",
             after=saved.incarnation if saved is not None else -1,
         )
         if ours:
-            self._transport = _lan_transport(self._interface, self._port, belonging.credentials)
+            self._transport = lan_transport(self._interface, self._port, belonging.credentials)
             if self._insecure:
                 self._warn(insecure_warning(listening_hosts(self._interface)))
         self._belonging, self.id = belonging, belonging.peer
         return belonging
 
     async def _run(self, belonging: Belonging, asked: dict[str, Setting], firm: dict[str, Setting]) -> Result:
-        instance = new_id()
+        instance = _new_instance()
         earlier = self._checkpoint.members if self._checkpoint else belonging.met()
         self._shut_out, self._shut_out_look, self._banned = ShutOut(self.network, earlier), None, False
         shell = Shell(
@@ -276,7 +228,7 @@ class Peer:
             self._prepare,
             sink=tee(self._note, *self._sinks),
             status=self._status,
-            checkpoints=self if self._out is not None else None,
+            checkpoints=self if self._folder is not None else None,
             pool=BufferPool(),
             admits=self._admits,
             rekey=belonging.rekey,
@@ -318,14 +270,10 @@ class Peer:
             self._untold.clear()
             for address in (*self._seeds, *earlier):
                 shell.handle(FoundEvent("", (address,), address in self._seeds))
+            presence = self._presence = Presence(belonging, shell, lambda: self._members, self._announced)
             async with asyncio.TaskGroup() as group:  # until the run is over and cancels this
-                group.create_task(
-                    belonging.watch(
-                        lambda change: shell.handle(KeyChosen(change)),
-                        lambda: self._core.members if self._core is not None else (),
-                    )
-                )
-                group.create_task(self._be_found(belonging, shell))
+                group.create_task(belonging.watch(lambda to: shell.handle(KeyChosen(to)), lambda: self._members))
+                group.create_task(presence.last(self._own_discovery or mdns(belonging.tags, self._interface)))
 
         try:
             outcome = await shell.run(first)
@@ -373,11 +321,11 @@ class Peer:
 
     def take(self, round: int, vector: Vector, state: State | None) -> Callable[[], object]:
         """The checkpoint with which `round` begins, to be written; called by the shell."""
-        assert self._generations is not None
+        assert self._folder is not None
         assert self._shell is not None
         assert self._shell.learner is not None
-        generations, layout = self._generations, self._shell.learner.layout
-        me = next((m for m in self._core.members if m.peer == self.id), None) if self._core else None
+        generations, layout = self._folder.generations, self._shell.learner.layout
+        me = next((member for member in self._members if member.peer == self.id), None)
         checkpoint = Checkpoint(
             peer=self.id,
             seat=self.seat,
@@ -386,16 +334,9 @@ class Peer:
             incarnation=me.incarnation if me else 0,
             round=round,
             settings=dict(self._settings),
-            members=self._addresses_of_others(),
+            members=addresses_of_others(self._members, self.id),
         )
         return lambda: generations.save(Saved(checkpoint, vector, state), layout)
-
-    def _addresses_of_others(self) -> tuple[str, ...]:
-        """Where to look for the network the next time: addresses of its members, each one's first one first."""
-        members = self._core.members if self._core is not None else ()
-        others = [m.addresses for m in members if m.peer != self.id and m.state not in ("dead", "left")]
-        by_rank = [address for rank in zip_longest(*others) for address in rank if address is not None]
-        return tuple(dict.fromkeys(by_rank))[:_REMEMBERED]
 
     def _warn(self, text: str) -> None:
         """From any thread, before or while running."""
@@ -407,142 +348,31 @@ class Peer:
     @property
     def resumed_from(self) -> tuple[Path, int] | None:
         """The checkpoint with which it goes on, and the round before which that was written; None without `resume`."""
-        if self._checkpoint is None or self._generations is None:
+        if self._checkpoint is None or self._folder is None:
             return None
-        return self._generations.sound or self._generations.path, self._checkpoint.round
+        return self._folder.generations.sound or self._folder.generations.path, self._checkpoint.round
 
     @property
     def model_path(self) -> Path | None:
         """Where the model is written at the end."""
-        return None if self._out is None else self._out / "models" / f"{self._file_name}.safetensors"
-
-    @property
-    def _file_name(self) -> str:
-        return re.sub(r"[^\w. -]+", "-", self.name).strip(".") or "peer"
-
-    @property
-    def _checkpoint_path(self) -> Path:
-        assert self._out is not None
-        return self._out / "checkpoints" / f"{self._file_name}.safetensors"
-
-    def _read_checkpoint(self) -> Checkpoint:
-        if self._out is None:
-            raise UsageError("--resume needs --out: the folder of the run to go on with")
-        if self._generations is None or not self._generations.exist:
-            raise UsageError(f"there is no checkpoint {self._checkpoint_path}; start without --resume")
-        checkpoint = self._generations.newest()
-        if checkpoint.network != self.network:
-            raise UsageError(f"the checkpoint is of network {checkpoint.network!r}: use --network {checkpoint.network}")
-        return checkpoint
-
-    def _resumed(self, checkpoint: Checkpoint, asked: dict[str, Setting]) -> dict[str, Setting]:
-        """The settings of the run that goes on; only how long and how patiently may be asked for anew."""
-        settings: dict[str, Setting] = {**checkpoint.settings, **asked}
-        before, after = recipe_of(checkpoint.settings), recipe_of(settings)
-        if before.lineage != after.lineage:
-            key = next(key for key in asked if key not in PACE and getattr(before, key) != asked[key])
-            raise RecipeError(
-                f"the run in {self._out} has {key}={getattr(before, key)}, you asked for {key}={asked[key]}; "
-                f"leave out --{key.replace('_', '-')}, or start without --resume"
-            )
-        return settings
+        return self._folder.model_path if self._folder is not None else None
 
     # Pieces of a run
 
-    async def _be_found(self, belonging: Belonging, shell: Shell) -> None:
-        """Look for others and be announced to them, anew with each key."""
-        make = self._own_discovery or _mdns(belonging.tags, self._interface)
-        async with make(self._found, shell.warn) as discovery:
-            self._verified = discovery.verified
-            while True:
-                belonging.changed.clear()
-                discovery.listen_for(belonging.tags)
-                await discovery.announce(belonging.announcement(self._announced()))
-                await belonging.changed.wait()
-
-    def _found(self, candidate: Candidate) -> None:
-        shell, belonging = self._shell, self._belonging
-        if shell is None or belonging is None:
-            return
-        known = belonging.known(candidate.peer, self._core.members if self._core is not None else ())
-        if known is not None:
-            # What a peer has signed comes first: the LAN may add to it, and takes nothing away.
-            shell.handle(FoundEvent(known.peer, tuple(dict.fromkeys((*known.addresses, *candidate.addresses)))))
-        else:
-            shell.handle(FoundEvent("" if belonging.encrypted else candidate.peer, candidate.addresses))
-
     def _admits(self, peer: PeerId) -> bool:
         """Whether a peer may have the model to begin with."""
-        members = self._core.members if self._core is not None else ()
-        return any(member.peer == peer and member.state in ("lobby", "member") for member in members)
+        return any(member.peer == peer and member.state in ("lobby", "member") for member in self._members)
+
+    @property
+    def _members(self) -> tuple[Member, ...]:
+        return self._core.members if self._core is not None else ()
 
     def _prepare(self, settings: Settings) -> tuple[Prepared, Learner]:
         """Model and data for a recipe; runs in the worker thread."""
-        with GENERATOR:  # a function of the user's own may draw initial weights from it
-            return self._build(settings)
-
-    def _build(self, settings: Settings) -> tuple[Prepared, Learner]:
-        recipe = recipe_of(settings)
-        if recipe.steps and "epochs" in settings:
-            raise RecipeError("the network was asked for both epochs and steps; choose one")
-        if isinstance(self._model, nn.Module):
-            learner: Learner = TorchLearner(
-                self._model,
-                *self._parts,
-                lr=recipe.lr,
-                batch_size=recipe.batch_size,
-                epochs=recipe.epochs,
-                steps=recipe.steps or None,
-                seed=recipe.seed,
-                seat=self.seat,
-                **self._learning,
-            )
-        else:
-            learner = self._model(recipe)
-        self._recipe, self._settings = recipe, dict(settings)
-        vector, round = self._initial(learner, recipe)
-        return Prepared(
-            settings=settings,
-            fingerprint=recipe.fingerprint,
-            rules=Rules(
-                topology=recipe.build_topology,
-                schedule=recipe.schedule,
-                rounds=recipe.rounds,
-                min_peers=recipe.min_peers,
-                patience=recipe.patience,
-                min_deadline_s=recipe.min_deadline_s,
-                max_wait_s=recipe.max_wait_s,
-                healing=recipe.healing,
-            ),
-            layout=learner.layout.digest,
-            tensors=learner.layout.describe(),
-            bytes=learner.layout.framed_bytes,
-            data=learner.data,
-            vector=vector,
-            init=digest_of(vector),
-            round=round,
-            standing=standing_settings(settings),
-        ), learner
-
-    def _initial(self, learner: Learner, recipe: NetworkRecipe) -> tuple[Vector, int]:
-        if self._checkpoint is not None:
-            if recipe_of(self._checkpoint.settings).lineage != recipe.lineage:
-                raise RecipeError(
-                    "the network's recipe is not the one of the checkpoint; start without --resume, in a new --out"
-                )
-            assert self._generations is not None
-            saved = self._generations.read(learner.layout)
-            learner.load(saved.vector)
-            if saved.learner is not None and isinstance(learner, Stateful):
-                learner.restore(saved.learner)
-            return saved.vector, saved.facts.round
-        if self._init is not None:
-            vector = read_vector(self._init, learner.layout)
-            learner.load(vector)
-        else:
-            vector = torch.empty(learner.layout.size, dtype=learner.layout.torch_dtype)
-            learner.parameters(vector)
-        return vector, 0
+        resumed = (self._checkpoint, self._folder.generations) if self._checkpoint and self._folder else None
+        built = Construction(self._model, self._parts, self._learning, self.seat, self._init, resumed).build(settings)
+        self._recipe, self._settings = recipe_of(settings), dict(settings)
+        return built
 
     def _note(self, event: RunEvent) -> None:
         if self._shut_out.take(event) and self._shut_out_look is None:
@@ -551,9 +381,8 @@ class Peer:
             self._history.append(event)
         elif isinstance(event, StateChanged):
             self._state = event.state
-        elif isinstance(event, PeerJoined) and self._belonging is not None:
-            for name in self._belonging.names(event.other):
-                self._verified(name)
+        elif isinstance(event, PeerJoined) and self._presence is not None:
+            self._presence.joined(event.other)
 
     def _tell_shut_out(self) -> None:
         self._shut_out_look = None
@@ -584,21 +413,15 @@ class Peer:
         module = getattr(learner, "model", None)
         if learner is not None and vector is not None:
             learner.load(vector)
-            if self.model_path is not None:
-                facts = self._facts()
-                facts = ModelFacts(
-                    **{
-                        **{name: getattr(facts, name) for name in facts.__struct_fields__},
-                        "network": self.network,
-                        "peer": self.name,
-                        "round": outcome.round,
-                    }
-                )
+            if self._folder is not None:
                 try:
-                    save_model(self.model_path, vector, learner.layout, facts)
+                    facts = msgspec.structs.replace(
+                        self._facts(), network=self.network, peer=self.name, round=outcome.round
+                    )
+                    save_model(self._folder.model_path, vector, learner.layout, facts)
                 except OSError as error:
                     shell.warn(f"the model was not saved: {error}")
-        took_part = [member for member in core.members if member.since is not None] if core is not None else []
+        took_part = [member for member in self._members if member.since is not None]
         return Result(
             self.name,
             outcome.round,
@@ -611,46 +434,9 @@ class Peer:
         )
 
 
-def run_sync(work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-    """Run a coroutine to its end, in a thread of its own where an event loop is running already (as in notebooks)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work())
-    outcome: list[_T] = []
-    failure: list[BaseException] = []
-
-    def thread() -> None:
-        try:
-            outcome.append(asyncio.run(work()))
-        except BaseException as error:
-            failure.append(error)
-
-    runner = threading.Thread(target=thread, name="p2pfl")
-    runner.start()
-    runner.join()
-    if failure:
-        raise failure[0]
-    return outcome[0]
-
-
-def new_id() -> PeerId:
+def _new_instance() -> str:
     """26 random characters: 128 bits in base32."""
     return base64.b32encode(secrets.token_bytes(16)).decode().rstrip("=").lower()
-
-
-def _lan_transport(interface: str | None, port: int | None, credentials: Credentials | None) -> HttpTransport:
-    hosts = listening_hosts(interface)
-    return HttpTransport(hosts, port, advertised=lambda: local_addresses(interface), credentials=credentials)
-
-
-def _mdns(tags: tuple[str, ...], interface: str | None) -> DiscoveryFactory:
-    return lambda found, warn: MdnsDiscovery(tags, found, warn, interface=interface)
-
-
-def no_discovery(found: Found, warn: Callable[[str], None]) -> Discovery:
-    """For peers that are named by address alone."""
-    return NoDiscovery()
 
 
 class _NotYet:
