@@ -63,7 +63,7 @@ _DOWN_RETRY_S = 1.0
 _GOODBYE_S = 1.0
 _LAST_WORDS_S = 0.5  # an answer put together before a goodbye may be sent after it
 _QUESTIONS = 3  # on a new interface: the first may be lost
-_ASK_AGAIN_S = 1.1  # doubled each time (RFC 6762, section 5.2); a responder drops the same twice in a second
+_ASK_AGAIN_S = 1.1  # doubled each time (RFC 6762, section 5.2); a responder may drop what it has just been asked
 
 
 class MdnsDiscovery:
@@ -108,6 +108,7 @@ class MdnsDiscovery:
         self._up: tuple[Interface, ...] = ()
         self._joined: dict[str, int] = {}  # addresses that take part, and the number of the interface of each
         self._questions = 0  # still to be asked
+        self._ask_at = 0.0  # the next one, not before
         self._complaint: str | None = None
         self._connected = False  # whether the interface asked for, or any that leads out of this machine, is up
         self._upkeep: asyncio.Task[None] | None = None
@@ -189,9 +190,9 @@ class MdnsDiscovery:
 
     def _pause_s(self) -> float:
         """Until the next look at the interfaces."""
-        if self._questions:
-            return min(_ASK_AGAIN_S * 2.0 ** (_QUESTIONS - 1 - self._questions), self._refresh_s)
-        return self._refresh_s if self._connected else min(_DOWN_RETRY_S, self._refresh_s)
+        pause_s = self._refresh_s if self._connected else min(_DOWN_RETRY_S, self._refresh_s)
+        until_asked_s = self._ask_at - asyncio.get_running_loop().time()
+        return min(pause_s, until_asked_s) if self._questions and until_asked_s > 0 else pause_s
 
     async def _refresh(self) -> None:
         try:
@@ -212,7 +213,9 @@ class MdnsDiscovery:
         # Before joining: on a new interface the library at once tells what is registered.
         changed = await self._tell(responder, dialable(self._up))
         working = await self._join(responder)
-        if self._questions:
+        now = asyncio.get_running_loop().time()
+        if self._questions and now >= self._ask_at:  # an announcement may bring here sooner
+            self._ask_at = now + _ASK_AGAIN_S * 2.0 ** (_QUESTIONS - self._questions)
             self._questions -= 1
             self._ask(responder.zeroconf)
         if not changed and self._service is not None:
@@ -234,7 +237,7 @@ class MdnsDiscovery:
 
         if wanted.keys() != self._joined.keys() or missing():
             if wanted.keys() - self._joined.keys() or replugged:
-                self._questions = _QUESTIONS
+                self._questions, self._ask_at = _QUESTIONS, 0.0
             await join_each(list(wanted), responder.async_update_interfaces, missing)
         self._joined = wanted
         silent = set(missing())
