@@ -78,10 +78,10 @@ def test_an_answer_to_a_helper_counts_and_that_of_a_stranger_does_not() -> None:
     eye.detector.doubt("bob", 0.0)
     eye.run(0.1)
     [asked] = [verdict for _, verdict in eye.said if isinstance(verdict, AskFor) and verdict.peer == "bob"]
-    assert eye.detector.acknowledged(asked.number, "mallory") is None
-    assert eye.detector.acknowledged(asked.number + 7, "carol") is None
-    assert eye.detector.acknowledged(asked.number, "carol") == "bob"
-    assert eye.detector.acknowledged(asked.number, "carol") is None
+    assert eye.detector.acknowledged(asked.number, "mallory", 0.1) is None
+    assert eye.detector.acknowledged(asked.number + 7, "carol", 0.1) is None
+    assert eye.detector.acknowledged(asked.number, "carol", 0.1) == "bob"
+    assert eye.detector.acknowledged(asked.number, "carol", 0.1) is None
 
 
 def test_accusers_hasten_a_death_but_are_no_reason_for_it() -> None:
@@ -117,7 +117,7 @@ def test_a_link_over_which_nothing_comes_is_given_up_while_others_hear_its_peer(
         eye.run(eye.now + 0.25)
         for _, verdict in eye.said:
             if isinstance(verdict, AskFor):
-                eye.detector.acknowledged(verdict.number, verdict.helper)
+                eye.detector.acknowledged(verdict.number, verdict.helper, eye.now)
     assert eye.times(Deaf)
     assert eye.times(Suspect) == []
 

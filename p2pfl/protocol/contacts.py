@@ -101,7 +101,7 @@ class Contacts:
         )
         return [Send(link, self._said[link])]
 
-    def greet(self, link: LinkId, hello: Hello) -> tuple[list[Effect], Met | Yields | None]:
+    def greet(self, link: LinkId, hello: Hello, now: float) -> tuple[list[Effect], Met | Yields | None]:
         """Judge the other end's hello; None where it is refused, or on a connection too many."""
         if link not in self._said:
             return [], None  # it was refused before its first word
@@ -134,7 +134,7 @@ class Contacts:
             return self.refuse(link, ProtocolError(found.reason, found.detail)), None
         said = self._said.pop(link)
         self._knew.setdefault(peer, frozenset((member.peer, member.seat) for member in hello.members))
-        surplus = self._links.greeted(link, hello)
+        surplus = self._links.greeted(link, hello, now)
         effects: list[Effect] = [] if surplus is None else [self._leave(surplus)]
         if surplus == link:
             return effects, None

@@ -257,7 +257,8 @@ class PeerCore:
             return self._greet(link, message, now)
         if peer in self._rekeying.banned:
             return []  # it may have said this before it was cut off
-        self._watch.heard(peer, now)
+        if self._links.link_of(peer) == link:  # what comes over another says nothing of this one
+            self._watch.heard(peer, now)
         match message:
             case Ready():
                 self._lobby.told(peer, message)
@@ -354,7 +355,7 @@ class PeerCore:
     # Peers that come and go
 
     def _greet(self, link: LinkId, hello: Hello, now: float) -> list[Effect]:
-        effects, outcome = self._contacts.greet(link, hello)
+        effects, outcome = self._contacts.greet(link, hello, now)
         match outcome:
             case Yields(why):
                 return effects + self._course.fail(why)

@@ -252,7 +252,7 @@ class Detector:
         return verdicts
 
     def _note(self, ping: PingIt, now: float) -> None:
-        """Remember when a peer was asked; what is asked twice under one number is taken to be answered the first time."""
+        """Remember when a peer was asked; what is asked twice under one number counts from the first time."""
         asked = self._asked.setdefault(ping.peer, {})
         asked.setdefault(ping.number, now)
         if len(asked) > _MOST_ASKED:

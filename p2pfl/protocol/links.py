@@ -3,7 +3,8 @@
 Both ends send `Hello` at once. The first message of the other end must be its `Hello`; what it says is checked here,
 and a refusal is sent before the connection is closed, so that the other end can tell its user.
 
-Of two connections to one peer, that dialed by the lower id stays; if one end dialed both, the one greeted last. An end
+Of two connections to one peer, that dialed by the lower id stays; if one end dialed both, the one greeted last. And so
+it is where the other one was greeted long before: nobody dials who has a connection, so to one end it is gone. An end
 that leaves a connection says so on it, as its last word, and goes on listening: whoever has left it and hears this
 closes it. So no message is lost while the ends are of different minds.
 """
@@ -25,6 +26,7 @@ LONGEST_FOR_MEMBERS_S = 3.0  # who was here before may be cut off for a while, a
 _ID_CHARACTERS = 52  # see `identity.peer_id`; an alias has half as many
 _TRIES_SOON = 40  # of them, before a member is tried as seldom as anybody
 MAX_TARGETS = 1024  # kept for dialing; a stranger makes room beyond, then a member that was not reached
+_AT_ONCE_S = 15.0  # two connections are made at once, and the slower of them is greeted in so long
 BETWEEN_HASTES_S = 5.0  # what others say makes a dial come early, at most this often
 LONGEST_UNPROVEN_S = 300.0  # at none of its addresses has the member ever answered: they may be a third party's
 LONGEST_FOR_GONE_S = 30.0  # of a member that is dead, once it has been tried for a while
@@ -69,6 +71,7 @@ class Links:
         self._peer_of: dict[LinkId, PeerId] = {}
         self._link_of: dict[PeerId, LinkId] = {}
         self._hello_of: dict[PeerId, Hello] = {}
+        self._greeted_at: dict[LinkId, float] = {}
         self._left_by_other: set[LinkId] = set()
         self._turned_down: set[LinkId] = set()
         self._proven: dict[LinkId, PeerId] = {}
@@ -263,7 +266,7 @@ class Links:
         if dialed is not None and is_id(dialed) and dialed != hello.me.peer:
             raise ProtocolError("wrong peer id", f"{hello.me.peer}, where {dialed} was dialed")
 
-    def greeted(self, link: LinkId, hello: Hello) -> LinkId | None:
+    def greeted(self, link: LinkId, hello: Hello, now: float) -> LinkId | None:
         """Take the other end's hello; returns the surplus one of two connections to that peer, to be left."""
         peer = hello.me.peer
         self._hello_of[peer] = hello
@@ -285,8 +288,10 @@ class Links:
                 target.proved = frozenset(target.addresses)
             if key is not None or target.proven:  # who comes by itself has not shown that it is where it says
                 target.failures = 0
+        self._greeted_at[link] = now
         other = self._link_of.get(peer)
-        if other is not None and self._dialer(link, peer) > self._dialer(other, peer):
+        at_once = other is not None and now - self._greeted_at[other] < _AT_ONCE_S
+        if other is not None and at_once and self._dialer(link, peer) > self._dialer(other, peer):
             return link
         self._link_of[peer] = link
         return other
@@ -322,6 +327,7 @@ class Links:
         """A connection ended; returns the peer that cannot be reached any more, if that was its last one."""
         key = self._dialed.pop(link, None)
         peer = self._peer_of.pop(link, None)
+        self._greeted_at.pop(link, None)
         self._left_by_other.discard(link)
         self._proven.pop(link, None)
         self._look()

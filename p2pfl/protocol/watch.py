@@ -51,7 +51,9 @@ class Watch:
         self._heard_at: dict[PeerId, float] = {}
         self._lost_at: dict[PeerId, float] = {}
         self._others: tuple[PeerId, ...] = ()  # as they were last looked at
-        self._unmet: dict[PeerId, float] = {}  # who of them has not been here since it came, and how long that is no sign
+        self._unmet: dict[
+            PeerId, float
+        ] = {}  # who of them has not been here since it came, and how long that is no sign
 
     # Messages
 
