@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from discovery_process import FOUND_WITHIN_S
-from test_discovery import LOOPBACK, Ears, announcement, unique
+from test_discovery import LOOPBACK, announcement
+from test_mdns import Ears, unique
 
 _GROUP, _PORT = "224.0.0.251", 5353  # RFC 6762, section 3
 _QUIET_S = 0.3  # longer than between the broadcasts of a new announcement

@@ -72,6 +72,7 @@ from p2pfl.protocol.progress import Progress
 from p2pfl.protocol.records import Patience, Verified, signed
 from p2pfl.protocol.rekeying import Rekeying
 from p2pfl.protocol.seal import Seal
+from p2pfl.protocol.together import Together
 from p2pfl.protocol.watch import Watch
 from p2pfl.types import PeerId
 
@@ -137,7 +138,10 @@ class PeerCore:
         self._watch = Watch(self._table, self._links, self._contacts, self._gossip, detector, swim)
         self._progress = Progress()
         self._lobby = Lobby(me.peer, network, asked if firm is None else firm, wait_until, wait_s)
-        self._course = Course(instance, self._table, self._contacts, self._gossip, self._progress, self._lobby)
+        self._together = Together(me.peer, self._links.reachable)
+        self._course = Course(
+            instance, self._table, self._contacts, self._gossip, self._progress, self._lobby, self._together
+        )
 
     # What a driver may ask
 
@@ -322,6 +326,7 @@ class PeerCore:
         begin = [m for m in start.members if self._begins(m, start.running.start)]
         effects = self._learn(begin, link, now, begun=start.running)
         effects += self._learn([m for m in start.members if m not in begin], link, now, running=start.running)
+        self._together.told(start, now)
         return effects + self._course.adopt(start.running, now)
 
     def _begins(self, record: Member, start: int) -> bool:
@@ -389,6 +394,10 @@ class PeerCore:
             # Who is told a round takes it that the shares of earlier ones are offered: these come first.
             effects += self._course.rounds.relinked(peer)
             effects.append(Send(met.link, Status(self._course.round, self._course.rounds.finished)))
+        word = self._together.word_on(peer)
+        if word is not None:
+            start, record = word
+            return effects + self._learn((record,), met.link, now, begun=start.running) + self._course.begin(now)
         return effects + (self._course.settle(now) if hello.running is None else self._course.adopt(hello.running, now))
 
     def _link_lost(self, link: LinkId, now: float) -> list[Effect]:

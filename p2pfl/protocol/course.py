@@ -37,6 +37,7 @@ from p2pfl.protocol.participant import Done, Effect, Emit, Fetch, Fetched, Prepa
 from p2pfl.protocol.progress import Progress, change_round, latest_change
 from p2pfl.protocol.rounds import SynchronousRound
 from p2pfl.protocol.served import AHEAD
+from p2pfl.protocol.together import Together
 from p2pfl.types import PeerId
 
 _CATCHES_UP = 2 * AHEAD  # rounds; who is further behind takes the others' model
@@ -48,7 +49,14 @@ class Course:
     """The states of one peer. Each method says what to do; what does not fit the state is passed over."""
 
     def __init__(
-        self, instance: str, table: Table, contacts: Contacts, gossip: Gossip, progress: Progress, lobby: Lobby
+        self,
+        instance: str,
+        table: Table,
+        contacts: Contacts,
+        gossip: Gossip,
+        progress: Progress,
+        lobby: Lobby,
+        together: Together,
     ) -> None:
         self._id = table.me.peer
         self._instance = instance
@@ -57,6 +65,7 @@ class Course:
         self._gossip = gossip
         self._progress = progress
         self._lobby = lobby
+        self._together = together
         self._joining = Joining(contacts.send)
         self._early = EarlyOffers()
         self._linger_until: float | None = None
@@ -90,7 +99,7 @@ class Course:
         if self.rounds is not None:
             times.append(self.rounds.next_deadline())
         if self.state == "lobby":
-            times.append(self._lobby.wait_until)
+            times += [self._lobby.wait_until, self._together.hold_until]
         return min((t for t in times if t is not None), default=None)
 
     def deadlines(self, now: float) -> list[Effect]:
@@ -102,6 +111,7 @@ class Course:
             return effects + self.leave("rounds")
         if self.state == "lobby" and self._lobby.wait_until is not None and self._lobby.wait_until <= now:
             return effects + self.fail(self._lobby.nobody(self._contacts.count, self._contacts.told_off))
+        effects += self.begin(now)
         return effects + (self.rounds.advance(now) if self.rounds is not None else [])
 
     # The lobby
@@ -172,11 +182,17 @@ class Course:
             case None:
                 return self._enter(now)
 
+    def begin(self, now: float) -> list[Effect]:
+        """Those this peer begins with have come, or it has waited for them long enough."""
+        held = self.state == "lobby" and self._together.hold_until is not None
+        return self._enter(now) if held and not self._together.waits(now) else []
+
     def _enter(self, now: float) -> list[Effect]:
         """Model and recipe are there: begin, ask to join, or only watch."""
         prepared, running = self._lobby.prepared, self._lobby.running
-        if prepared is None or running is None:
+        if prepared is None or running is None or (self.state == "lobby" and self._together.waits(now)):
             return []
+        self._together.over()
         if prepared.layout != running.layout:
             return self._observe(prepared, running)
         model, round = self.model, self.round  # so far, until a snapshot comes

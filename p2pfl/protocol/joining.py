@@ -30,7 +30,7 @@ class Joining:
         """Ask the one who was asked the fewest times.
 
         Args:
-            members: who could answer and can be reached, by seat.
+            members: who could answer and can be reached; among those asked equally often the first is.
         """
         self.retry_at = now + (retry_s if members else RETRY_SOON_S)
         if not members:
@@ -58,15 +58,19 @@ class Joining:
 
 
 def in_the_run(members: Iterable[Member], me: Member, start: int) -> list[Member]:
-    """Members that began before this peer may, or with it at the start: who came with it waits like it."""
-    return [
+    """Members that began before this peer may, or with it at the start: who came with it waits like it.
+
+    The longest in the run come first: who has only just been granted its round may still wait for a model itself.
+    """
+    others = (
         m
         for m in members
         if m.peer != me.peer
         and m.state == "member"
         and m.since is not None
         and (me.since is None or m.since < me.since or m.since == start)
-    ]
+    )
+    return sorted(others, key=lambda m: m.since or 0)
 
 
 def timely(snapshot: Offer, since: int | None) -> bool:
