@@ -146,6 +146,16 @@ def test_a_broken_promise_is_told(events: Sequence[Any], promise: str) -> None:
     assert "peer-1 (life 1)" in book.told[0]
 
 
+def test_shares_of_a_round_that_was_given_up_or_refused_after_all_are_not_missed_in_another() -> None:
+    book, (life, _) = book_of()
+    book.take(life, ShareReceived(peer="id-0", round=3, other="id-1", bytes=8), 1.0)
+    book.take(life, ShareReceived(peer="id-0", round=5, other="id-1", bytes=8), 1.0)
+    book.take(life, ShareReceived(peer="id-0", round=5, other="id-2", bytes=8), 1.0)
+    book.take(life, ShareRejected(peer="id-0", round=5, other="id-2", reason="absurd norm"), 1.5)
+    book.take(life, finished(5, 2, 1), 2.0)
+    assert book.broken == {}
+
+
 def test_a_lost_share_may_come_yet() -> None:
     book, (life, _) = book_of()
     book.take(life, ShareRejected(peer="id-0", round=0, other="id-1", reason="broken off"), 1.0)

@@ -144,7 +144,7 @@ def test_a_hundred_ghosts_that_never_answer_are_dialed_seldom_and_become_no_memb
                             dialed[listener] += 1
                 return dialed.total()
 
-            live.until("each ghost was dialed", lambda: count() > 0 and len(dialed) == GHOSTS)  # the fault
+            live.until("many ghosts were dialed", lambda: count() > 0 and len(dialed) >= GHOSTS // 3)  # the fault
             first, cpu, began = count(), cpu_s(peer), time.monotonic()
             live.until("a while has passed", lambda: time.monotonic() - began >= 10.0)
             spent, dials, passed_s = cpu_s(peer) - cpu, count() - first, time.monotonic() - began

@@ -18,13 +18,14 @@ from p2pfl.chaos.promises import Book
 from p2pfl.chaos.soak import recipe
 from p2pfl.chaos.swarm import Swarm
 from p2pfl.errors import P2pflError
-from p2pfl.events import PeerGone, RunEvent
+from p2pfl.events import PeerGone, RoundFinished, RunEvent
 from p2pfl.network_key import NetworkKey
 from p2pfl.processes import Processes
 
 _PATIENCE_S = 90.0
 _HELD_S = 20.0
 _DOWN_S = 30.0
+_MOMENT_S = 1.0  # until this process has heard of the end of another
 
 
 class Watched:
@@ -187,7 +188,9 @@ def churn(peers: int, rounds: int, say: Callable[[str], None]) -> dict[str, Any]
     """A fifth of the peers is killed and as many join in mid-run, against the same run left alone.
 
     Returns:
-        Accuracies, the longest wait between two rounds of any peer that lived on, and a round's usual time.
+        Accuracies, a round's usual time, the longest time between two rounds of any peer that lived on (building,
+        training and waiting), how much of such a time was spent waiting for others, at most, and how long anybody may
+        be waited for.
     """
     say(f"{peers} peers, {rounds} rounds, nobody comes or goes")
     calm = _run(peers, rounds, 0, say)
@@ -202,10 +205,13 @@ def churn(peers: int, rounds: int, say: Callable[[str], None]) -> dict[str, Any]
         "accuracy_undisturbed": calm["accuracy"],
         "lost_points": 100.0 * (calm["accuracy"] - disturbed["accuracy"]),
         "round_s": disturbed["round_s"],
+        "longest_round_s": disturbed["longest_round_s"],
+        "longest_round_undisturbed_s": calm["longest_round_s"],
         "longest_wait_s": disturbed["longest_wait_s"],
         "longest_wait_undisturbed_s": calm["longest_wait_s"],
         "deadline_s": disturbed["deadline_s"],
         "false_deaths": disturbed["false_deaths"],
+        "false_deaths_undisturbed": calm["false_deaths"],
     }
 
 
@@ -213,12 +219,15 @@ def _run(peers: int, rounds: int, few: int, say: Callable[[str], None]) -> dict[
     names = [f"peer-{position + 1}" for position in range(peers + peers // 5)]
     book = Book(names, 1e9, 1e9)
     settings = {**recipe(peers, 0), "rounds": rounds, "steps": 20, "min_peers": peers}
-    gone: list[PeerGone] = []
+    gone: list[tuple[float, PeerGone]] = []
+    waits: dict[str, list[float]] = {}
     key = NetworkKey(f"churn-{os.getpid()}-{few}", os.urandom(32))
 
     def note(event: RunEvent) -> None:
+        if isinstance(event, RoundFinished):
+            waits.setdefault(event.peer, []).append(event.wait_s)
         if isinstance(event, PeerGone) and event.reason == "dead":
-            gone.append(event)
+            gone.append((swarm.now_s, event))
 
     with Processes() as processes:
         swarm = Swarm(processes, book, key, settings, None, sink=note)
@@ -241,10 +250,19 @@ def _run(peers: int, rounds: int, few: int, say: Callable[[str], None]) -> dict[
     accuracies = [life.accuracies[-1] for life in lives if life.accuracies]
     gaps = [after - before for life in lives for before, after in pairwise(life.returned_s)]
     round_s = statistics.median(gaps)
+    false = [  # who had ended, a moment ago at the latest, was not taken for dead in error
+        (at_s, event)
+        for at_s, event in gone
+        if event.other not in killed
+        and ((life := book.of(event.other)) is None or life.ended_s is None or life.ended_s > at_s + _MOMENT_S)
+    ]
+    for at_s, event in false[:10]:
+        say(f"{at_s:.1f} s: {event.peer[:6]} took {event.name} for dead, who was not")
     return {
         "accuracy": sum(accuracies) / len(accuracies),
         "round_s": round_s,
-        "longest_wait_s": max(gaps),
+        "longest_round_s": max(gaps),
+        "longest_wait_s": max(wait for peer, those in waits.items() if peer not in killed for wait in those),
         "deadline_s": max(2.0, 3.0 * round_s),
-        "false_deaths": sum(event.other not in killed for event in gone),
+        "false_deaths": len(false),
     }

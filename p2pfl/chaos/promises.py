@@ -63,7 +63,7 @@ class Life:
     members: tuple[str, ...] = ()
     accuracies: deque[float] = field(default_factory=lambda: deque(maxlen=5))
     vitals: list[Vitals] = field(default_factory=list)
-    received: set[PeerId] = field(default_factory=set)  # in the round under way, or one that was skipped
+    received: set[tuple[int, PeerId]] = field(default_factory=set)  # since its last round, for which, and whose
     rejected: set[tuple[int, PeerId]] = field(default_factory=set)
     returned_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))  # ends of its latest rounds
 
@@ -143,13 +143,14 @@ class Book:
             case Listening():
                 life.peer = event.peer
             case ShareReceived(round=round, other=other):
-                life.received.add(other)
+                life.received.add((round, other))
                 if (round, other) in life.rejected:
                     self.fault("no refused share is taken in", f"{self._who(life)}: round {round}", at_s)
             case ShareRejected(round=round, other=other, reason=reason):
                 self.failures[reason] += 1
                 if reason not in _LOST:  # what was refused for what it is; what was lost may come yet
                     life.rejected.add((round, other))
+                    life.received.discard((round, other))  # its norm was looked at once there was one to compare
                 self._prove(at_s, self.of(other), "shares missed")
             case RoundFinished():
                 self._finished(life, event, at_s)
@@ -168,7 +169,7 @@ class Book:
         self.rounds += 1
         if event.round <= life.round:
             self.fault("rounds only grow", f"{self._who(life)}: {life.round}, then {event.round}", at_s)
-        counted = len(life.received)
+        counted = sum(round == event.round for round, _ in life.received)  # rounds that were given up mix nothing
         if event.neighbors - event.missing != counted:
             text = f"{self._who(life)}: round {event.round} mixed {event.neighbors - event.missing} of {counted} shares"
             self.fault("what was received is what was mixed", text, at_s)

@@ -267,9 +267,12 @@ def churn(
             "lost_points": "difference (points; promised at most 2)",
             "round_s": "a round, median (s)",
             "deadline_s": "its deadline: three times that, at least 2 s (s)",
-            "longest_wait_s": "longest time between two rounds of any peer (s)",
+            "longest_round_s": "longest time between two rounds of any peer (s)",
+            "longest_round_undisturbed_s": "the same where nobody comes or goes (s)",
+            "longest_wait_s": "longest wait for others in a round (s; promised: within the deadline)",
             "longest_wait_undisturbed_s": "the same where nobody comes or goes (s)",
-            "false_deaths": "taken for dead who were not",
+            "false_deaths": "taken for dead who were not (promised 0)",
+            "false_deaths_undisturbed": "the same where nobody comes or goes",
         },
     )
 
