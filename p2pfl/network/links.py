@@ -1,6 +1,7 @@
 """A WebSocket as a control connection, at either end."""
 
 import asyncio
+import logging
 import ssl
 from contextlib import suppress
 
@@ -61,6 +62,15 @@ class SocketLink:
         with suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(CLOSE_S):
                 await self._socket.close(code=code, message=reason)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether asyncio has something to tell besides that a connection, whose loss it is about to tell us, is lost."""
+    return record.msg != "socket.send() raised exception."
+
+
+# In Python 3.11 a TLS transport does not know yet that the one below it is lost, and takes what is sent meanwhile.
+logging.getLogger("asyncio").addFilter(_is_news)
 
 
 def _ending(message: aiohttp.WSMessage) -> str:
