@@ -81,7 +81,7 @@ class Outcome:
 
     round: int
     error: str
-    failures: dict[str, int] = field(default_factory=dict)  # what was refused or lost, by reason
+    failures: dict[str, int] = field(default_factory=dict)  # shares that were refused or lost, by reason
 
 
 class Shell:
@@ -320,7 +320,7 @@ class Shell:
                 "row_sum": self._row_sum,
             }
             self._reported = Traffic(now.sent, now.received, now.control_sent, now.control_received)
-        if isinstance(event, ShareRejected | Refusal):
+        if isinstance(event, ShareRejected):
             self.failures[event.reason] += 1
         self._sink(msgspec.structs.replace(event, **fields))
 

@@ -1,5 +1,6 @@
 """Shares that a peer gets over HTTP and does not mix, and the one it does."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import TypeAlias
 import pytest
 from nodes import PATIENT, THREE, Nodes, Numbers, scene
 
-from p2pfl.events import PeerJoined, RoundFinished, ShareRejected, ShareSent, StateChanged, Warned
+from p2pfl.events import PeerJoined, Refusal, RoundFinished, ShareRejected, ShareSent, StateChanged, Warned
 from p2pfl.layout import Layout, Vector
 from p2pfl.learning.learner import Training
 from p2pfl.network.http import HttpTransport
@@ -116,6 +117,22 @@ def one_number(value: float) -> Callable[[Vector], None]:
         vector[1] = value
 
     return falsify
+
+
+def test_a_dial_that_comes_to_nothing_is_no_share_that_did_not_count() -> None:
+    async def work() -> None:
+        hangs_up = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+        port = hangs_up.sockets[0].getsockname()[1]
+        nodes = Nodes(min_peers=2, rounds=3, **PATIENT)
+        first = await nodes.start("a", Numbers(1.0))
+        second = await nodes.start("b", Numbers(2.0), peers=(first.address, f"127.0.0.1:{port}"))
+        results = await nodes.results()
+        hangs_up.close()
+        await hangs_up.wait_closed()
+        assert "dial" in {refusal.what for refusal in second.watch.all(Refusal)}
+        assert {name: dict(result.failures) for name, result in results.items()} == {"a": {}, "b": {}}
+
+    scene(work())
 
 
 @pytest.mark.fault(41)

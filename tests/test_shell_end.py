@@ -23,8 +23,10 @@ from p2pfl.worker import Worker
 def test_training_that_hangs_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shell, "STUCK_S", 0.1)
     begun, goes_on, ended = threading.Event(), threading.Event(), threading.Event()
+    worker: list[threading.Thread] = []
 
     def hangs(round: int, stopped: Callable[[], bool]) -> None:
+        worker.append(threading.current_thread())
         begun.set()
         goes_on.wait(60)
         ended.set()
@@ -43,6 +45,7 @@ def test_training_that_hangs_is_left_to_itself(monkeypatch: pytest.MonkeyPatch) 
         nodes.all["b"].peer.stop()
         await nodes.all["b"].result()
         goes_on.set()
+        await asyncio.to_thread(worker[0].join, 60)
 
     try:
         scene(work())
