@@ -16,6 +16,7 @@ from p2pfl.errors import UsageError
 from p2pfl.events import (
     Listening,
     PeerGone,
+    PeerJoined,
     Refusal,
     RoundFinished,
     ShareReceived,
@@ -154,6 +155,21 @@ def test_shares_of_a_round_that_was_given_up_or_refused_after_all_are_not_missed
     book.take(life, ShareRejected(peer="id-0", round=5, other="id-2", reason="absurd norm"), 1.5)
     book.take(life, finished(5, 2, 1), 2.0)
     assert book.broken == {}
+
+
+@pytest.mark.parametrize(("meets_again", "faults"), [(False, 0), (True, 1)])
+def test_word_of_the_death_of_one_that_ended_is_true_until_the_next_one_was_met(meets_again: bool, faults: int) -> None:
+    book, (life, other) = book_of()
+    joined = PeerJoined(peer="id-0", other="id-1", name="peer-2", seat="1")
+    book.take(life, joined, 1.0)
+    other.expected_end = True
+    book.end(other, 2.0, "killed")
+    again = book.begin(1, 3.0)
+    book.take(again, Listening(peer="id-1", name="peer-2", seat="1", addresses=()), 3.0)
+    if meets_again:
+        book.take(life, joined, 99.0)
+    book.take(life, PeerGone(peer="id-0", other="id-1", name="peer-2", reason="dead"), 100.0)
+    assert book.broken.total() == faults
 
 
 def test_a_lost_share_may_come_yet() -> None:

@@ -176,6 +176,30 @@ def test_a_process_that_slept_comes_back_and_takes_nobody_for_dead(peers: int) -
 
 
 @pytest.mark.fault(16)
+@pytest.mark.parametrize("back_s", [1.9, 6.3])
+@pytest.mark.parametrize("seed", [3, 10])  # in these the new life's hello and the reset of the old one come together
+def test_who_slept_while_another_was_killed_and_started_again_does_not_take_the_new_one_for_dead(
+    seed: int, back_s: float
+) -> None:
+    net = network(8, lambda rng: rng.expovariate(200), seed, rounds=0)
+    net.run_to_round(3)
+    net.run(until=net.now + 0.37 * (seed % 7))
+    began = net.now
+    net.sleep(net[6], 13.6)
+    net.run(until=began + 5.1)
+    net.kill(net[2])
+    again = net.add(2, at=began + 5.1 + back_s)
+    net.run(until=began + 13.5)
+    assert all(node.state_of(net[6]) == "dead" for node in net.living if node is not net[6])  # the faults
+    assert again.core._table.me.incarnation > net[2].core._table.me.incarnation
+    before = len(dead(net))
+    net.run(until=began + 40.0)
+    assert dead(net)[before:] == []
+    assert {node.core.state for node in net.living} == {"running"}
+    assert len(tables(net)) == 1
+
+
+@pytest.mark.fault(16)
 def test_a_process_that_slept_while_it_suspected_others_gives_them_their_time_again() -> None:
     net = network(4, rounds=0)
     net.run_to_round(3)

@@ -18,6 +18,7 @@ from p2pfl.chaos.plan import KINDS, Injection
 from p2pfl.events import (
     Listening,
     PeerGone,
+    PeerJoined,
     Refusal,
     RoundFinished,
     RunEvent,
@@ -64,6 +65,7 @@ class Life:
     accuracies: deque[float] = field(default_factory=lambda: deque(maxlen=5))
     vitals: list[Vitals] = field(default_factory=list)
     received: set[tuple[int, PeerId]] = field(default_factory=set)  # since its last round, for which, and whose
+    met: dict[PeerId, int] = field(default_factory=dict)  # which life of each other peer it talked to last
     rejected: set[tuple[int, PeerId]] = field(default_factory=set)
     returned_s: deque[float] = field(default_factory=lambda: deque(maxlen=64))  # ends of its latest rounds
 
@@ -156,6 +158,10 @@ class Book:
                 self._finished(life, event, at_s)
             case ViewTaken(members=members):
                 life.members = members
+            case PeerJoined(other=other):
+                met = self.of(other)
+                if met is not None:
+                    life.met[other] = met.incarnation
             case PeerGone(other=other, reason=reason):
                 self._gone(life, self.of(other), reason, at_s)
             case Refusal(reason=reason):
@@ -228,6 +234,8 @@ class Book:
         self._prove(at_s, other, reason)
         if reason != "dead" or other.ended_s is not None:
             return
+        if life.met.get(other.peer, other.incarnation) < other.incarnation:
+            return  # the one it had met has ended, and of the one that was started again it has not heard
         excuses = [seen for seen in self.seen if seen.covers(at_s) and self._excuses(seen, life, other)]
         if not excuses:
             text = f"{self.names[other.position]}, by {self._who(life)}"

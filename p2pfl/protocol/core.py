@@ -229,6 +229,7 @@ class PeerCore:
             case LinkLost(link):
                 return self._link_lost(link, now)
             case DialFailed(key, refused):
+                refused = refused and not self._links.outdated(key)
                 self._links.dial_failed(key, now)
                 return self._declare_dead(key, now) if refused and self._watch.refused(key, now) else []
             case Found(peer, addresses, named):
@@ -451,6 +452,9 @@ class PeerCore:
 
     def _learned(self, learned: Learned, now: float) -> list[Effect]:
         effects = list(learned.effects)
+        for peer in learned.renewed:
+            self._watch.renewed(peer)
+            self._links.renewed(peer)
         if learned.of_me:
             before = learned.before
             raised = before is not None and self._table.me.incarnation > before.incarnation

@@ -39,6 +39,7 @@ class Learned:
     news: bool
     of_me: bool = False  # whether this peer's own record is among the news
     before: Member | None = None  # what the record was
+    renewed: Sequence[PeerId] = ()  # others that are in a later incarnation than was known
 
 
 class Gossip:
@@ -123,7 +124,8 @@ class Gossip:
         of_me = self._table.me != before
         if of_me and self._table.me.incarnation == before.incarnation:  # a round was granted; others may not know it
             effects += self._contacts.broadcast(Update((self._table.me,)), but=teller)
-        return Learned(effects, bool(news) or of_me, of_me, before)
+        renewed = [m.peer for m in news if (old := known[m.peer]) is not None and m.incarnation > old.incarnation]
+        return Learned(effects, bool(news) or of_me, of_me, before, renewed)
 
     def _hears(self, member: Member) -> bool:
         return self._links.reachable(member.peer) and not self._suspects(member.peer)

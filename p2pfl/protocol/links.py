@@ -44,6 +44,7 @@ class _Target:
     due: float
     failures: int = 0
     dialing: bool = False
+    outdated: bool = False  # its present incarnation was heard of after the dial under way began
     known: bool = False  # it has said hello here before, or more than one member tells of it
     once: bool = False  # hearsay of one member alone: a lie costs one dial
     named: bool = False  # by the user
@@ -162,6 +163,7 @@ class Links:
             if not budget.begin(now):
                 continue
             target.budget, target.dialing, target.due = budget, True, now  # its next turn comes after those that wait
+            target.outdated = False
             dials.append(Dial(key, target.addresses))
         if dials:
             self._newest_first = not self._newest_first
@@ -205,6 +207,15 @@ class Links:
 
     def _look(self, at: float = -inf) -> None:
         self._look_at = min(self._look_at, at)
+
+    def renewed(self, peer: PeerId) -> None:
+        """A peer is in a later incarnation: a dial that is under way may end where it was before."""
+        if peer in self._targets:
+            self._targets[peer].outdated = True
+
+    def outdated(self, key: str) -> bool:
+        """Whether the latest dial of somebody began before its present incarnation was heard of."""
+        return key not in self._targets or self._targets[key].outdated
 
     def dial_failed(self, key: str, now: float) -> None:
         """Back off: twice as long each time, up to ten seconds, spread so that peers do not dial in step."""

@@ -132,6 +132,14 @@ class Watch:
         self._unmet.pop(peer, None)
         self.heard(peer, now)
 
+    def renewed(self, peer: PeerId) -> None:
+        """It has contradicted, or was started again: what spoke against an earlier incarnation is of no account.
+
+        Source: Das, Gupta and Motivala, "SWIM", 2002, section 4.2.
+        """
+        self._lost_at.pop(peer, None)
+        self._detector.forget(peer)
+
     def refused(self, peer: PeerId, now: float) -> bool:
         """Where a peer was dialed nobody listens; whether that is its end, its connection having just broken."""
         if self._links.reachable(peer) or self._table.get(peer) is None:
