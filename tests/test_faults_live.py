@@ -188,7 +188,7 @@ def promises_hold(soak: Soak, folder: Path) -> dict[str, Any]:
 @pytest.mark.fault(48)
 def test_soak_on_loopback_keeps_every_promise(tmp_path: Path) -> None:
     """`p2pfl chaos --peers 8 --minutes 30` by hand."""
-    report = promises_hold(Soak(peers=8, seconds=75.0, seed=1, slack=SLACK), tmp_path)
+    report = promises_hold(Soak(peers=8, seconds=180.0, seed=1, slack=SLACK), tmp_path)
     assert len(report["faults"]) >= 8
     assert abs(report["accuracy"] - report["reference_accuracy"]) < 0.02
 
@@ -199,5 +199,5 @@ def test_soak_on_loopback_keeps_every_promise(tmp_path: Path) -> None:
 def test_soak_between_hosts_keeps_every_promise(tmp_path: Path) -> None:
     """`p2pfl chaos --peers 8 --minutes 30 --hosts` by hand."""
     kinds = ["kill", *(name for name, kind in KINDS.items() if kind.hosts)]
-    soak = Soak(peers=6, seconds=75.0, seed=2, kinds=kinds, hosts=True, reference=False, slack=SLACK)
+    soak = Soak(peers=6, seconds=120.0, seed=2, kinds=kinds, hosts=True, reference=False, slack=SLACK)
     assert len(promises_hold(soak, tmp_path)["faults"]) >= 5
