@@ -64,9 +64,12 @@ class SocketLink:
                 await self._socket.close(code=code, message=reason)
 
 
+_NO_NEWS = ("socket.send() raised exception.", "SSL connection is closed")
+
+
 def _is_news(record: logging.LogRecord) -> bool:
     """Whether asyncio has something to tell besides that a connection, whose loss it is about to tell us, is lost."""
-    return record.msg != "socket.send() raised exception."
+    return record.msg not in _NO_NEWS
 
 
 # In Python 3.11 a TLS transport does not know yet that the one below it is lost, and takes what is sent meanwhile.
