@@ -45,12 +45,8 @@ class Construction:
             learner: Learner = TorchLearner(
                 self.model,
                 *self.parts,
-                lr=recipe.lr,
-                batch_size=recipe.batch_size,
-                epochs=recipe.epochs,
-                steps=recipe.steps or None,
-                seed=recipe.seed,
                 seat=self.seat,
+                **recipe.training,
                 **self.learning,
             )
         else:

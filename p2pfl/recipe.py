@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import lru_cache
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, TypedDict, TypeVar, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -43,6 +43,16 @@ Healing: TypeAlias = Literal["catch-up", "average"]
 Algorithm: TypeAlias = Literal["d-psgd", "alone", "fedavg", "pooled"]
 
 
+class LocalTraining(TypedDict):
+    """What a recipe says of how each peer trains by itself."""
+
+    lr: float
+    batch_size: int
+    epochs: int
+    steps: int | None
+    seed: int
+
+
 class NetworkRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the members of a network have to agree on, with defaults that run. What each key buys: `about`."""
 
@@ -74,6 +84,13 @@ class NetworkRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def lineage(self) -> str:
         """Equal for recipes under which a model can go on training: all but how long and how patiently."""
         return msgspec.structs.replace(self, **PACE).fingerprint
+
+    @property
+    def training(self) -> LocalTraining:
+        """How each peer trains, as `TorchLearner` takes it."""
+        return LocalTraining(
+            lr=self.lr, batch_size=self.batch_size, epochs=self.epochs, steps=self.steps or None, seed=self.seed
+        )
 
     def seed_of(self, what: Literal["data", "init", "topology"]) -> int:
         """The seed of the split, of the initial weights or of random topologies: its own, or the recipe's."""

@@ -70,12 +70,8 @@ class NamedLearning:
             data.test,
             loss=loss_of(self.data),
             metrics=metrics_of(data),
-            lr=recipe.lr,
-            batch_size=recipe.batch_size,
-            epochs=recipe.epochs,
-            steps=recipe.steps or None,
-            seed=recipe.seed,
             seat=self.seat,
+            **recipe.training,
             device=self.device,
         )
 

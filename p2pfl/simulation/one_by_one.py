@@ -24,12 +24,8 @@ class OneByOne:
                 problem.test,
                 loss=problem.loss,
                 metrics=metrics,
-                lr=recipe.lr,
-                batch_size=recipe.batch_size,
-                epochs=recipe.epochs,
-                steps=recipe.steps or None,
-                seed=recipe.seed,
                 seat=str(peer),
+                **recipe.training,
             )
             for peer in range(problem.peers)
         ]

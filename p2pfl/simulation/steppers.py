@@ -64,12 +64,8 @@ class LearnerStepper:
             self._problem.build().to(self._dtype),
             self._problem.examples(peer),
             loss=self._problem.loss,
-            lr=recipe.lr,
-            batch_size=recipe.batch_size,
-            epochs=recipe.epochs,
-            steps=recipe.steps or None,
-            seed=recipe.seed,
             seat=str(peer),
+            **recipe.training,
             device=self._device,
         )
 
