@@ -211,7 +211,7 @@ def test_schedule_survives_a_kill_in_mid_round(live: Live, topology: str) -> Non
 
 
 def test_model_bytes_follow_from_rounds_and_edges_and_control_is_small(live: Live) -> None:
-    work: dict[str, Any] = {"rounds": 10, "steps": 1, "step_s": 0.05, "ballast": 250_000}
+    work: dict[str, Any] = {"rounds": 10, "steps": 1, "step_s": 0.05, "ballast": 250_000, "min_deadline_s": 20.0}
     ring = peers(live, "abcd", network=f"{live.network}-ring", **work)
     complete = peers(live, "efgh", network=f"{live.network}-complete", topology="complete", **work)
     live.all_have([*ring, *complete], "Result")
@@ -223,6 +223,7 @@ def test_model_bytes_follow_from_rounds_and_edges_and_control_is_small(live: Liv
     framed = ring[0].of("ShareReceived")[0]["bytes"]
     assert 1_000_004 < framed < 1_000_400
     for processes, edges in ((ring, 8), (complete, 12)):
+        assert [one for process in processes for one in process.of("ShareRejected")] == []
         received = total(processes, "bytes_received")
         assert received == pytest.approx(10 * edges * framed, rel=0.02)
         assert total(processes, "bytes_sent") <= received
