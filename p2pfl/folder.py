@@ -40,7 +40,18 @@ class Folder:
         return checkpoint
 
     def resumed(self, checkpoint: Checkpoint, asked: Mapping[str, Setting]) -> dict[str, Setting]:
-        """The settings of the run that goes on; only how long and how patiently may be asked for anew."""
+        """The settings of the run that goes on; only how long and how patiently may be asked for anew.
+
+        Raises:
+            UsageError: it has as many rounds behind it as are asked for.
+            RecipeError: it trained by other settings.
+        """
+        rounds = asked.get("rounds")
+        if isinstance(rounds, int) and 0 < rounds <= checkpoint.round:
+            raise UsageError(
+                f"the run in {self._path} has {checkpoint.round} rounds behind it: ask for more than that by --rounds, "
+                "or leave it out"
+            )
         settings: dict[str, Setting] = {**checkpoint.settings, **asked}
         before, after = recipe_of(checkpoint.settings), recipe_of(settings)
         if before.lineage != after.lineage:

@@ -156,6 +156,15 @@ def test_where_there_is_no_checkpoint_the_mend_is_said(tmp_path: Path) -> None:
         together(tmp_path, 4, resume=True)
 
 
+@pytest.mark.parametrize("rounds", [1, 4])
+def test_no_more_rounds_than_there_were_are_refused(rounds: int, tmp_path: Path) -> None:
+    together(tmp_path, 4)
+    with pytest.raises(ExceptionGroup) as caught:
+        together(tmp_path, rounds, resume=True)
+    (refusal,) = {str(one).partition(" has ")[2] for one in caught.value.exceptions if isinstance(one, UsageError)}
+    assert refusal == "4 rounds behind it: ask for more than that by --rounds, or leave it out"
+
+
 def test_another_optimizer_than_the_checkpoints_is_refused(tmp_path: Path) -> None:
     together(tmp_path, 2, optimizer=momentum)
     with pytest.raises(ExceptionGroup) as caught:

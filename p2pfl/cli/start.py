@@ -274,6 +274,7 @@ class _Session:
         self._watch = Watch(console, [name], 15 if rounds is None else rounds)
         self._files = RunFiles(folder, self._watch.say)
         self._began = time.monotonic()
+        self._did_rounds = False
         self._settings: dict[str, Setting] = {}
 
     def take(self, event: RunEvent) -> None:
@@ -340,6 +341,7 @@ class _Session:
                 self._files.folder.rmdir()
         files = self._files
         last = result.history[-1] if result.history else None
+        self._did_rounds = last is not None
         accuracy = spread([last.test_accuracy]) if last is not None and last.test_accuracy is not None else None
         summary = {
             "peer": self._name,
@@ -376,8 +378,10 @@ class _Session:
     def close_with(self, summary: dict[str, Any]) -> None:
         """What a person wants to know at the end."""
         console = self._console
-        if not summary["rounds"]:
-            console.print(Text("stopped before the first round"))
+        if not self._did_rounds:
+            before = summary["rounds"]
+            text = f"no round was done after the {before} of the checkpoint" if before else ""
+            console.print(Text(text or "stopped before the first round"))
             return
         figure = f"test loss {summary['loss']:.4g}" if summary["loss"] is not None else "nothing to test on"
         if summary["accuracy"]:
